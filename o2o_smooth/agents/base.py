@@ -1,0 +1,461 @@
+"""What every agent is: networks, an offline and an online objective over them, optimisers, and one step.
+
+An agent knows no environment, no logger, no path of its own and no trainer. It can be used alone:
+
+    agent = IQL(observation_space, action_space, IQLConfig())
+    agent.update(batch)                            # one offline step
+    agent.update(batch, online_batch, mix=mix)     # a smoothed step
+    action = agent.act(obs)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast, overload
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from o2o_smooth.agents.config import AgentConfig
+from o2o_smooth.agents.networks import Networks
+from o2o_smooth.data.batch import Batch, as_batch
+from o2o_smooth.draws import Draws
+from o2o_smooth.errors import ConfigError, DataError, EnvError
+from o2o_smooth.smoothing.objective import (
+    COMPONENTS,
+    Kind,
+    Mix,
+    Mode,
+    Noise,
+    Objective,
+    Term,
+    blend,
+    match_gradients,
+    member_dots,
+    member_norms,
+    wanted,
+)
+
+Metrics = dict[str, Tensor]  # name -> (M,), detached, on the device: reading one waits for it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a step that is known on the host: which terms exist. One compiled graph per plan."""
+
+    kinds: tuple[tuple[str, Kind], ...]
+    offline: frozenset[str]
+    online: frozenset[str]
+    mode: Mode
+    one_batch: bool
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """The two objectives' gradients of one component at one moment, per member (M,)."""
+
+    norm_offline: Tensor
+    norm_online: Tensor
+    cosine: Tensor
+
+
+class Agent:
+    """Base of all agents; see the module docstring.
+
+    Args:
+        observation_space: A one-dimensional Box.
+        action_space: A one-dimensional, bounded Box.
+        config: The agent's settings; default: the paper's.
+        online: Which online objective to build; see `online_choices`.
+        seeds: One per population member; a single seed makes a population of one.
+        device: Where everything lives.
+        compile: Compile the forward and backward pass (once per kind of step).
+
+    Raises:
+        EnvError: A space of another kind.
+        ConfigError: An online objective that does not fit this agent.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[AgentConfig]]
+    online_choices: ClassVar[tuple[str, ...]]
+    config: AgentConfig
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        config: AgentConfig | None = None,
+        *,
+        online: str | None = None,
+        seeds: Sequence[int] = (0,),
+        device: torch.device | str = "cpu",
+        compile: bool = False,
+    ) -> None:
+        self.config = config if config is not None else self.config_class()
+        if not isinstance(self.config, self.config_class):
+            raise ConfigError(f"{self.name} needs a {self.config_class.__name__}, got a {type(config).__name__}")
+        self.online_choice = online or self.online_choices[0]
+        if self.online_choice not in self.online_choices:
+            hint = "; a deterministic actor has no density for SAC" if self.online_choice == "sac" else ""
+            raise ConfigError(
+                f"{self.name} cannot go on with online='{self.online_choice}'; it offers "
+                f"{', '.join(self.online_choices)}{hint}"
+            )
+        if len(seeds) == 0:
+            raise ConfigError("a population needs at least one seed")
+        obs_dim, low, high = _check_spaces(observation_space, action_space)
+        self.obs_dim, self.action_dim, self.members = obs_dim, len(low), len(seeds)
+        self.action_low, self.action_high = low, high
+        self.seeds = tuple(int(s) for s in seeds)
+        self.device = torch.device(device)
+        self.networks = self._build_networks().to(self.device)
+        self.offline: Objective = self._offline_objective()
+        self.online: Objective = (
+            self.offline if self.online_choice == "same" else self._online_objective(self.online_choice)
+        )
+        self.draws = Draws(self.seeds, self.device)
+        self.updates = 0
+        self.acts = 0
+        self.compile = compile
+        self._compiled: dict[Plan, Callable[..., Any]] = {}
+        self._optimizer: torch.optim.Adam | None = None
+
+    # What a concrete agent fills in
+
+    def _networks(self) -> dict[str, object]:
+        """Which networks the two objectives need; keyword arguments of `Networks`."""
+        raise TypeError(f"{type(self).__name__} does not say which networks it needs")
+
+    def _offline_objective(self) -> Objective:
+        raise TypeError(f"{type(self).__name__} has no offline objective")
+
+    def _online_objective(self, choice: str) -> Objective:
+        raise ConfigError(f"{self.name} has no online objective '{choice}'")
+
+    # Construction
+
+    def _build_networks(self) -> Networks:
+        arguments: dict[str, Any] = {
+            "value": False,
+            "target_actor": False,
+            "initial_temperature": None,
+            "multiplier": False,
+            **self._networks(),
+        }
+        return Networks(
+            self.seeds,
+            self.obs_dim,
+            torch.as_tensor(self.action_low),
+            torch.as_tensor(self.action_high),
+            hidden_dims=self.config.hidden_dims,
+            critics=self.config.num_critics,
+            critic_layer_norm=self.config.critic_layer_norm,
+            actor_layer_norm=self.config.actor_layer_norm,
+            **arguments,
+        )
+
+    @property
+    def optimizer(self) -> torch.optim.Adam:
+        """One Adam with a parameter group per component; made at first use, so `double()` can come before."""
+        if self._optimizer is None:
+            rates = {
+                "actor": self.config.actor_lr,
+                "critic": self.config.critic_lr,
+                "value": self.config.value_lr,
+                "temperature": self.config.temperature_lr,
+            }
+            groups = [
+                {"params": parameters, "lr": rates[name], "component": name}
+                for name, parameters in self.networks.component_parameters().items()
+            ]
+            self._optimizer = torch.optim.Adam(groups, fused=True)
+        return self._optimizer
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the parameters."""
+        return self.networks.obs_mean.dtype
+
+    def double(self) -> Self:
+        """Turn to float64, for exact comparisons; before the first update."""
+        if self._optimizer is not None:
+            raise ConfigError("double() must come before the first update")
+        self.networks.double()
+        self.draws = Draws(self.seeds, self.device, torch.float64)
+        return self
+
+    def set_normalizer(self, mean: NDArray[Any], std: NDArray[Any]) -> None:
+        """Freeze the observation statistics, (O,) each; saved with the agent."""
+        like = self.networks.obs_mean
+        self.networks.set_normalizer(torch.as_tensor(mean).to(like), torch.as_tensor(std).to(like))
+
+    # Acting
+
+    @overload
+    def act(self, obs: NDArray[Any], *, deterministic: bool = True, step: int | None = None) -> NDArray[np.float32]: ...
+    @overload
+    def act(self, obs: Tensor, *, deterministic: bool = True, step: int | None = None) -> Tensor: ...
+    @torch.no_grad()
+    def act(
+        self, obs: NDArray[Any] | Tensor, *, deterministic: bool = True, step: int | None = None
+    ) -> NDArray[np.float32] | Tensor:
+        """Actions in environment units for raw observations.
+
+        Args:
+            obs: (O,) or (n, O) for a population of one; (M, n, O) in general. Numpy in, numpy out.
+            deterministic: The policy's mode; otherwise explore as the online objective does.
+            step: Index of the exploration noise; default: a counter. Equal (seed, step) draw equal noise.
+
+        Raises:
+            DataError: A shape that does not fit.
+        """
+        raw = torch.as_tensor(obs, dtype=self.dtype, device=self.device)
+        batched = raw.reshape(1, -1, raw.shape[-1]) if raw.dim() < 3 else raw
+        if raw.dim() not in (1, 2, 3) or batched.shape[0] != self.members or batched.shape[-1] != self.obs_dim:
+            raise DataError(
+                f"obs has shape {tuple(raw.shape)}, expected ({self.members}, n, {self.obs_dim})"
+                + (f" or (n, {self.obs_dim}) or ({self.obs_dim},)" if self.members == 1 else "")
+            )
+        encoded = self.networks.encode_obs(batched)
+        if deterministic:
+            unit = self.networks.actor.mode(encoded)
+        else:
+            if step is None:
+                step = self.acts
+                self.acts += 1
+            unit = self.online.explore(
+                encoded, self.draws.normal("explore", step, (*batched.shape[1:2], self.action_dim))
+            )
+        action = self.networks.decode_action(unit).reshape(*raw.shape[:-1], self.action_dim)
+        return action if isinstance(obs, Tensor) else action.cpu().numpy().astype(np.float32, copy=False)
+
+    # Learning
+
+    def update(
+        self,
+        batch: Batch | Mapping[str, object],
+        online_batch: Batch | Mapping[str, object] | None = None,
+        *,
+        mix: Mix | None = None,
+    ) -> Metrics:
+        """One gradient step of every component that has weight.
+
+        Args:
+            batch: What the offline objective sees; see `as_batch` for plain arrays.
+            online_batch: What the online objective sees; default: the same batch.
+            mix: Weights of the online objective; default: pure offline.
+
+        Returns:
+            Metrics, (M,) each, detached and on the device.
+        """
+        source = self._as_batch(batch)
+        target = source if online_batch is None or online_batch is batch else self._as_batch(online_batch)
+        mix = mix or Mix.uniform(0.0, self.members)
+        plan, move_targets = self._plan(mix, one_batch=target is source)
+        with torch.no_grad():
+            source = self._encode(source)
+            target = source if plan.one_batch else self._encode(target)
+        noise = self._noise(plan, source)
+        weights = mix.tensors(source.reward)
+        if plan.mode == "matched":
+            losses, info = self._matched_gradients(plan, source, target, noise, weights)
+        else:
+            total, losses, info = self._loss_function(plan)(source, target, noise, weights)
+            self.optimizer.zero_grad(set_to_none=True)
+            total.backward()
+        self.optimizer.step()
+        if move_targets:
+            self.networks.update_targets(self.config.tau)
+        self.updates += 1
+        info.update({f"{name}/loss": loss.detach() for name, loss in losses.items()})
+        return info
+
+    def gradient_report(
+        self,
+        batch: Batch | Mapping[str, object],
+        online_batch: Batch | Mapping[str, object] | None = None,
+        *,
+        mix: Mix | None = None,
+    ) -> dict[str, GradientReport]:
+        """Gradient norms and cosine of the two objectives for every component both have; nothing is stepped.
+
+        Costs two backward passes; keep it off the hot path.
+        """
+        source = self._as_batch(batch)
+        target = source if online_batch is None else self._as_batch(online_batch)
+        shared = [name for name in self.offline.components if name in self.online.components]
+        with torch.no_grad():
+            source = self._encode(source)
+            target = self._encode(target) if online_batch is not None else source
+        want = frozenset(shared)
+        kinds: tuple[tuple[str, Kind], ...] = tuple((name, "mixed") for name in COMPONENTS)
+        noise = self._noise(Plan(kinds, want, want, "loss", one_batch=False), source)
+        parameters = self.networks.component_parameters()
+        off = self._gradients(self.offline.terms(source, noise, want), shared, parameters)
+        on = self._gradients(self.online.terms(target, noise, want), shared, parameters)
+        report = {}
+        for name in shared:
+            n_off, n_on = member_norms(off[name]), member_norms(on[name])
+            tiny = torch.finfo(n_off.dtype).tiny
+            cosine = member_dots(off[name], on[name]) / (n_off * n_on).clamp_min(tiny)
+            report[name] = GradientReport(n_off, n_on, cosine)
+        return report
+
+    def _as_batch(self, batch: Batch | Mapping[str, object]) -> Batch:
+        if not isinstance(batch, Batch):
+            batch = as_batch(batch, members=self.members, device=self.device, dtype=self.dtype)
+        if batch.obs.shape[-1] != self.obs_dim or batch.action.shape[-1] != self.action_dim:
+            raise DataError(
+                f"the batch has observations of {batch.obs.shape[-1]} and actions of {batch.action.shape[-1]} features, "
+                f"the agent was built for {self.obs_dim} and {self.action_dim}"
+            )
+        if batch.obs.shape[0] != self.members:
+            raise DataError(f"the batch has {batch.obs.shape[0]} members, the agent {self.members}")
+        return batch
+
+    def _encode(self, batch: Batch) -> Batch:
+        net = self.networks
+        return batch._replace(
+            obs=net.encode_obs(batch.obs),
+            next_obs=net.encode_obs(batch.next_obs),
+            action=net.encode_action(batch.action),
+        )
+
+    def _plan(self, mix: Mix, *, one_batch: bool) -> tuple[Plan, bool]:
+        kinds = {name: mix.kind(name) for name in COMPONENTS}
+        offline = wanted(self.offline.components, kinds, "offline")
+        online = wanted(self.online.components, kinds, "online")
+        # A pure step keeps its own rhythm; a blended one takes the slower of the two.
+        delay = max([o.delay for o, want in ((self.offline, offline), (self.online, online)) if want], default=1)
+        due = (self.updates + 1) % delay == 0
+        if not due:
+            offline, online = offline - {"actor"}, online - {"actor"}
+        mode = mix.mode if any(kind == "mixed" for kind in kinds.values()) else "loss"
+        return Plan(tuple(kinds.items()), offline, online, mode, one_batch), due
+
+    def _noise(self, plan: Plan, batch: Batch) -> Noise:
+        normal: dict[str, int] = {}
+        uniform: dict[str, int] = {}
+        for objective, want in ((self.offline, plan.offline), (self.online, plan.online)):
+            if want:
+                for name, n in objective.normal_noise.items():
+                    normal[name] = max(n, normal.get(name, 0))
+                for name, n in objective.uniform_noise.items():
+                    uniform[name] = max(n, uniform.get(name, 0))
+        rows = batch.action.shape[1:]
+        noise = {name: self.draws.normal(name, self.updates, (n, *rows)) for name, n in normal.items()}
+        noise.update({name: self.draws.uniform(name, self.updates, (n, *rows)) for name, n in uniform.items()})
+        return noise
+
+    def _loss_function(self, plan: Plan) -> Callable[..., tuple[Tensor, dict[str, Tensor], Metrics]]:
+        if not self.compile:
+            return partial(self._losses, plan)
+        if plan not in self._compiled:
+            self._compiled[plan] = torch.compile(partial(self._losses, plan), dynamic=False)
+        return self._compiled[plan]
+
+    def _losses(
+        self, plan: Plan, source: Batch, target: Batch, noise: Noise, weights: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor], Metrics]:
+        """All terms of a step: their sum, the loss per component (M,), and metrics."""
+        y_source = y_target = None
+        if plan.mode == "target" and "critic" in plan.offline and "critic" in plan.online:
+            y_source = self._blended_target(source, noise, weights["critic"])
+            y_target = y_source if plan.one_batch else self._blended_target(target, noise, weights["critic"])
+        offline = self.offline.terms(source, noise, plan.offline, y_source) if plan.offline else {}
+        online = self.online.terms(target, noise, plan.online, y_target) if plan.online else {}
+        losses = blend(offline, online, weights, dict(plan.kinds))
+        total = torch.stack([loss.sum() for loss in losses.values()]).sum()
+        return total, losses, _merge_info(offline, online)
+
+    @torch.no_grad()
+    def _blended_target(self, batch: Batch, noise: Noise, weight: Tensor) -> Tensor:
+        w = weight[:, None]
+        return (1 - w) * self.offline.critic_target(batch, noise) + w * self.online.critic_target(batch, noise)
+
+    def _matched_gradients(
+        self, plan: Plan, source: Batch, target: Batch, noise: Noise, weights: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Metrics]:
+        """Put norm-matched gradients where both objectives carry weight, plain ones elsewhere."""
+        kinds = dict(plan.kinds)
+        offline = self.offline.terms(source, noise, plan.offline) if plan.offline else {}
+        online = self.online.terms(target, noise, plan.online) if plan.online else {}
+        losses = blend(offline, online, weights, kinds)
+        parameters = self.networks.component_parameters()
+        both = [name for name in losses if name in offline and name in online]
+        alone = [name for name in losses if name not in both]
+        off = self._gradients(offline, both, parameters)
+        on = self._gradients(online, both, parameters)
+        rest = self._gradients({name: Term(losses[name], {}) for name in alone}, alone, parameters)
+        self.optimizer.zero_grad(set_to_none=True)
+        for name in losses:
+            gradients = match_gradients(off[name], on[name], weights[name]) if name in both else rest[name]
+            for parameter, gradient in zip(parameters[name], gradients, strict=True):
+                parameter.grad = gradient
+        return losses, _merge_info(offline, online)
+
+    @staticmethod
+    def _gradients(
+        terms: Mapping[str, Any], names: Sequence[str], parameters: Mapping[str, Sequence[Tensor]]
+    ) -> dict[str, list[Tensor]]:
+        if not names:
+            return {}
+        total = torch.stack([terms[name].loss.sum() for name in names]).sum()
+        flat = [p for name in names for p in parameters[name]]
+        gradients = iter(torch.autograd.grad(total, flat, allow_unused=True, materialize_grads=True))
+        return {name: [next(gradients) for _ in parameters[name]] for name in names}
+
+    # Keeping
+
+    def save(self, path: str | Path) -> Path:
+        """Write networks, optimiser, normaliser and counters to a directory (safetensors and JSON), atomically."""
+        from o2o_smooth.agents.storage import save_agent
+
+        return save_agent(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: torch.device | str = "cpu", compile: bool = False) -> Self:
+        """Read what `save` wrote; nothing in it is executed.
+
+        Raises:
+            CheckpointError: The directory is absent, broken, or holds another kind of agent.
+        """
+        from o2o_smooth.agents.storage import load_agent
+
+        agent = load_agent(Path(path), device=device, compile=compile, expected=cls if cls is not Agent else None)
+        return cast(Self, agent)
+
+
+def _merge_info(offline: Mapping[str, Any], online: Mapping[str, Any]) -> Metrics:
+    """Metrics of both sides; the side's name goes in front where both are alive."""
+    info: Metrics = {}
+    for prefix, terms in (("offline/", offline), ("online/", online)):
+        for name, term in terms.items():
+            side = prefix if offline and online else ""
+            info.update({f"{side}{key}": value for key, value in term.info.items()})
+            if offline and online:
+                info[f"{prefix}{name}/loss"] = term.loss.detach()
+    return info
+
+
+def _check_spaces(
+    observation_space: gym.Space[Any], action_space: gym.Space[Any]
+) -> tuple[int, NDArray[np.float32], NDArray[np.float32]]:
+    if not isinstance(observation_space, gym.spaces.Box) or len(observation_space.shape) != 1:
+        raise EnvError(
+            f"observations must be a one-dimensional Box, got {observation_space}; "
+            f"wrap the environment in gymnasium.wrappers.FlattenObservation"
+        )
+    if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
+        raise EnvError(f"actions must be a one-dimensional Box, got {action_space}; discrete actions are not supported")
+    low, high = action_space.low.astype(np.float32), action_space.high.astype(np.float32)
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+        raise EnvError(f"actions must have finite bounds with low < high, got {action_space}")
+    return int(observation_space.shape[0]), low, high

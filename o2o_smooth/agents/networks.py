@@ -1,0 +1,279 @@
+"""Networks with a members axis: every parameter is (members, copies, ...), every input (members, batch, ...).
+
+The copies are a critic ensemble's. One batched matmul serves all members and copies; losses are summed over members, so
+members never mix. Each member is initialised from its own seed, so it starts as the same member alone would.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+ACTION_LIMIT = 1.0 - 1e-5  # dataset actions are clipped to this before atanh
+_LOG_2 = math.log(2.0)
+_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+class MLP(nn.Module):
+    """A stack of multilayer perceptrons, (M, B, in) -> (M, E, B, out), ReLU between layers.
+
+    Args:
+        members: M, population members.
+        copies: E, independent copies per member.
+        in_dim: Input features.
+        hidden_dims: Widths of the hidden layers.
+        out_dim: Output features.
+        layer_norm: Normalise each hidden layer before the ReLU.
+    """
+
+    def __init__(
+        self, members: int, copies: int, in_dim: int, hidden_dims: Sequence[int], out_dim: int, *, layer_norm: bool
+    ) -> None:
+        super().__init__()
+        self.members, self.copies, self.layer_norm = members, copies, layer_norm
+        sizes = [in_dim, *hidden_dims, out_dim]
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.zeros(members, copies, i, o)) for i, o in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(members, copies, 1, o)) for o in sizes[1:])
+        hidden = hidden_dims if layer_norm else ()
+        self.gains = nn.ParameterList(nn.Parameter(torch.ones(members, copies, 1, h)) for h in hidden)
+        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(members, copies, 1, h)) for h in hidden)
+
+    @torch.no_grad()
+    def initialise(self, member: int, generator: torch.Generator) -> None:
+        """Draw one member's weights: uniform in +-1/sqrt(fan_in), torch's default for linear layers."""
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            bound = 1.0 / math.sqrt(weight.shape[-2])
+            for tensor in (weight, bias):
+                draw = torch.empty(tensor.shape[1:], dtype=torch.float64).uniform_(-bound, bound, generator=generator)
+                tensor[member] = draw.to(tensor)
+
+    def forward(self, x: Tensor, *, frozen: bool = False) -> Tensor:
+        """Evaluate all copies; `frozen` lets gradients reach the input but not the parameters."""
+        groups = self.members * self.copies
+        if self.copies > 1:
+            x = x.unsqueeze(1).expand(-1, self.copies, -1, -1).reshape(groups, *x.shape[1:])
+        last = len(self.weights) - 1
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            w, b = (weight.detach(), bias.detach()) if frozen else (weight, bias)
+            x = torch.baddbmm(b.flatten(0, 1), x, w.flatten(0, 1))
+            if i < last:
+                if self.layer_norm:
+                    gain, shift = self.gains[i], self.shifts[i]
+                    if frozen:
+                        gain, shift = gain.detach(), shift.detach()
+                    x = F.layer_norm(x, x.shape[-1:]) * gain.flatten(0, 1) + shift.flatten(0, 1)
+                x = F.relu(x)
+        return x.unflatten(0, (self.members, self.copies))
+
+
+def tanh_log_prob(noise: Tensor, log_std: Tensor, pre_tanh: Tensor) -> Tensor:
+    """Log density of a = tanh(u), u = mean + std * noise, summed over the last axis.
+
+    Uses log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), which does not cancel for large |u|.
+    """
+    normal = -0.5 * noise.square() - log_std - _HALF_LOG_2PI
+    squash = 2.0 * (_LOG_2 - pre_tanh - F.softplus(-2.0 * pre_tanh))
+    return (normal - squash).sum(-1)
+
+
+class Actor(nn.Module):
+    """Policy head: a tanh-squashed Gaussian, or a deterministic tanh policy where `stochastic` is False."""
+
+    def __init__(
+        self,
+        members: int,
+        obs_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int],
+        *,
+        stochastic: bool,
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.stochastic, self.action_dim = stochastic, action_dim
+        self.net = MLP(members, 1, obs_dim, hidden_dims, action_dim * (2 if stochastic else 1), layer_norm=layer_norm)
+
+    def distribution(self, obs: Tensor, *, frozen: bool = False) -> tuple[Tensor, Tensor]:
+        """Mean before the tanh and log standard deviation, (M, B, A) each."""
+        if not self.stochastic:
+            raise ValueError("a deterministic actor has no density; build it with stochastic=True")
+        mean, log_std = self.net(obs, frozen=frozen).squeeze(1).chunk(2, dim=-1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def mode(self, obs: Tensor, *, frozen: bool = False) -> Tensor:
+        """Deterministic action in (-1, 1): tanh of the mean, (M, B, A)."""
+        if self.stochastic:
+            return torch.tanh(self.distribution(obs, frozen=frozen)[0])
+        return torch.tanh(self.net(obs, frozen=frozen).squeeze(1))
+
+    def sample(self, obs: Tensor, noise: Tensor, *, frozen: bool = False) -> tuple[Tensor, Tensor]:
+        """Reparametrised actions and their log density.
+
+        Args:
+            obs: (M, B, O).
+            noise: Standard normal, (M, n, B, A): n actions per state from one pass.
+            frozen: Keep gradients off the parameters.
+
+        Returns:
+            Actions (M, n, B, A) in (-1, 1) and log densities (M, n, B).
+        """
+        mean, log_std = (x.unsqueeze(1) for x in self.distribution(obs, frozen=frozen))
+        pre_tanh = mean + log_std.exp() * noise
+        return torch.tanh(pre_tanh), tanh_log_prob(noise, log_std, pre_tanh)
+
+    def log_prob(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Log density of given actions in [-1, 1], (M, B); actions are clipped to +-(1 - 1e-5)."""
+        mean, log_std = self.distribution(obs)
+        pre_tanh = torch.atanh(action.clamp(-ACTION_LIMIT, ACTION_LIMIT))
+        return tanh_log_prob((pre_tanh - mean) * torch.exp(-log_std), log_std, pre_tanh)
+
+
+class Networks(nn.Module):
+    """All tensors of an agent: actor, critics and their targets, and where needed V, target actor and temperature.
+
+    The observation normaliser and the action scaling live here, so no checkpoint can lose them. `encode` is applied once
+    to each batch; losses then see normalised observations and actions in [-1, 1].
+
+    Args:
+        seeds: One per member.
+        obs_dim: O.
+        action_low: Lower bounds of the action box, (A,).
+        action_high: Upper bounds, (A,).
+        hidden_dims: Widths of every network's hidden layers.
+        critics: E, critics in the ensemble.
+        stochastic: Gaussian actor, or deterministic.
+        value: Also build V (IQL).
+        target_actor: Also build a Polyak-averaged actor (TD3).
+        initial_temperature: Also build log alpha per member, starting here (SAC, CQL).
+        multiplier: Also build a log Lagrange multiplier per member (CQL), starting at 0; it trains with the critic.
+        critic_layer_norm: LayerNorm in critics and V.
+        actor_layer_norm: LayerNorm in the actor.
+    """
+
+    obs_mean: Tensor
+    obs_std: Tensor
+    action_center: Tensor
+    action_half: Tensor
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        obs_dim: int,
+        action_low: Tensor,
+        action_high: Tensor,
+        *,
+        hidden_dims: Sequence[int],
+        critics: int,
+        stochastic: bool,
+        value: bool,
+        target_actor: bool,
+        initial_temperature: float | None,
+        multiplier: bool,
+        critic_layer_norm: bool,
+        actor_layer_norm: bool,
+    ) -> None:
+        super().__init__()
+        members, action_dim = len(seeds), len(action_low)
+        self.register_buffer("obs_mean", torch.zeros(obs_dim))
+        self.register_buffer("obs_std", torch.ones(obs_dim))
+        self.register_buffer("action_center", (action_high + action_low) / 2)
+        self.register_buffer("action_half", (action_high - action_low) / 2)
+
+        def make_actor() -> Actor:
+            return Actor(members, obs_dim, action_dim, hidden_dims, stochastic=stochastic, layer_norm=actor_layer_norm)
+
+        def make_q() -> MLP:
+            return MLP(members, critics, obs_dim + action_dim, hidden_dims, 1, layer_norm=critic_layer_norm)
+
+        self.actor = make_actor()
+        self.critic = make_q()
+        self.target_critic = make_q()
+        self.value = MLP(members, 1, obs_dim, hidden_dims, 1, layer_norm=critic_layer_norm) if value else None
+        self.target_actor = make_actor() if target_actor else None
+        self.log_alpha = (
+            None if initial_temperature is None else nn.Parameter(torch.full((members,), math.log(initial_temperature)))
+        )
+        self.log_multiplier = nn.Parameter(torch.zeros(members)) if multiplier else None
+        for member, seed in enumerate(seeds):
+            generator = torch.Generator().manual_seed(seed)
+            for net in (self.actor.net, self.critic, self.value):
+                if net is not None:
+                    net.initialise(member, generator)
+        self.target_critic.load_state_dict(self.critic.state_dict())
+        self.target_critic.requires_grad_(False)
+        if self.target_actor is not None:
+            self.target_actor.load_state_dict(self.actor.state_dict())
+            self.target_actor.requires_grad_(False)
+
+    @torch.no_grad()
+    def set_normalizer(self, mean: Tensor, std: Tensor) -> None:
+        """Freeze the observation statistics, (O,) each; a constant feature (std below 1e-6) is only centred."""
+        if mean.shape != self.obs_mean.shape or std.shape != self.obs_std.shape:
+            raise ValueError(
+                f"normaliser of shapes {tuple(mean.shape)} and {tuple(std.shape)}, expected {tuple(self.obs_mean.shape)}"
+            )
+        self.obs_mean.copy_(mean)
+        self.obs_std.copy_(torch.where(std < 1e-6, torch.ones_like(std), std))
+
+    def encode_obs(self, obs: Tensor) -> Tensor:
+        """Observation units -> normalised."""
+        return (obs - self.obs_mean) / self.obs_std
+
+    def encode_action(self, action: Tensor) -> Tensor:
+        """Environment units -> [-1, 1]; actions at the bounds land just inside, where the tanh density is finite."""
+        return ((action - self.action_center) / self.action_half).clamp(-ACTION_LIMIT, ACTION_LIMIT)
+
+    def decode_action(self, action: Tensor) -> Tensor:
+        """[-1, 1] -> environment units."""
+        return action * self.action_half + self.action_center
+
+    def q(self, obs: Tensor, action: Tensor, *, frozen: bool = False) -> Tensor:
+        """All critics: (M, B, O), (M, B, A) -> (M, E, B)."""
+        out: Tensor = self.critic(torch.cat([obs, action], -1), frozen=frozen)
+        return out.squeeze(-1)
+
+    def target_q(self, obs: Tensor, action: Tensor) -> Tensor:
+        """All target critics: (M, E, B)."""
+        out: Tensor = self.target_critic(torch.cat([obs, action], -1))
+        return out.squeeze(-1)
+
+    def v(self, obs: Tensor) -> Tensor:
+        """V: (M, B)."""
+        if self.value is None:
+            raise ValueError("these networks were built without V")
+        out: Tensor = self.value(obs)
+        return out.squeeze(-1).squeeze(1)
+
+    @property
+    def alpha(self) -> Tensor:
+        """Temperature per member, (M,), with gradient."""
+        if self.log_alpha is None:
+            raise ValueError("these networks were built without a temperature")
+        return self.log_alpha.exp()
+
+    def component_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by component."""
+        groups = {"actor": list(self.actor.parameters()), "critic": list(self.critic.parameters())}
+        if self.log_multiplier is not None:
+            groups["critic"].append(self.log_multiplier)
+        if self.value is not None:
+            groups["value"] = list(self.value.parameters())
+        if self.log_alpha is not None:
+            groups["temperature"] = [self.log_alpha]
+        return groups
+
+    @torch.no_grad()
+    def update_targets(self, tau: float) -> None:
+        """Polyak step of every target network: target <- (1 - tau) target + tau online."""
+        online, target = list(self.critic.parameters()), list(self.target_critic.parameters())
+        if self.target_actor is not None:
+            online += list(self.actor.parameters())
+            target += list(self.target_actor.parameters())
+        torch._foreach_lerp_(target, online, tau)

@@ -1,0 +1,190 @@
+"""Agents on disk: a directory of `agent.json` and `agent.safetensors`, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from o2o_smooth.agents.base import Agent
+from o2o_smooth.agents.config import AgentConfig, build_config
+from o2o_smooth.errors import CheckpointError, O2OError
+
+FORMAT = 1
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def write_directory(path: Path, files: dict[str, Any]) -> Path:
+    """Write JSON objects (`*.json`) and tensor dicts (`*.safetensors`) to `path`, replacing what was there at the end.
+
+    Raises:
+        CheckpointError: The files cannot be written; what was at `path` is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        for name, content in files.items():
+            file = temporary / name
+            if name.endswith(".json"):
+                file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            else:
+                save_file({k: v.detach().cpu().contiguous() for k, v in content.items()}, file)
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
+        old = None
+        if path.exists():
+            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+            path.rename(old)
+        temporary.rename(path)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+    return path
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: The file is absent or broken.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} does not exist; is {file.parent} a saved agent or checkpoint?") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} does not hold a JSON object")
+    return content
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: The file is absent or broken.
+    """
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} is absent or broken: {error}") from None
+
+
+def save_agent(agent: Agent, path: Path, extra: dict[str, Any] | None = None) -> Path:
+    """See `Agent.save`; `extra` files go into the same directory."""
+    description = {
+        "format": FORMAT,
+        "agent": agent.name,
+        "online": agent.online_choice,
+        "config": agent.config.to_dict(),
+        "seeds": list(agent.seeds),
+        "obs_dim": agent.obs_dim,
+        "action_low": [float(x) for x in agent.action_low],
+        "action_high": [float(x) for x in agent.action_high],
+        "updates": agent.updates,
+        "acts": agent.acts,
+    }
+    tensors = {f"networks.{name}": value for name, value in agent.networks.state_dict().items()}
+    for name, parameter in agent.networks.named_parameters():
+        state = agent.optimizer.state.get(parameter, {})
+        tensors.update({f"optimizer.{name}.{key}": state[key] for key in _MOMENTS if key in state})
+    return write_directory(path, {"agent.json": description, "agent.safetensors": tensors, **(extra or {})})
+
+
+def load_agent(
+    path: Path,
+    *,
+    device: torch.device | str = "cpu",
+    compile: bool = False,
+    expected: type[Agent] | None = None,
+    online: str | None = None,
+    config: AgentConfig | None = None,
+) -> Agent:
+    """Read any saved agent; see `Agent.load`.
+
+    Args:
+        path: The directory.
+        device: Where the agent goes.
+        compile: See `Agent`.
+        expected: Refuse another kind of agent.
+        online: Another online objective than the saved one. Networks that only it needs start fresh: a target actor as a
+            copy of the actor, a temperature at its configured start.
+        config: Other settings than the saved ones; the networks' shapes must stay.
+
+    Raises:
+        CheckpointError: The directory is absent, broken, or holds another kind of agent.
+    """
+    from o2o_smooth.agents import AGENTS
+
+    description = read_json(path / "agent.json")
+    if description.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {description.get('format')}, this version reads {FORMAT}; use the version that wrote it"
+        )
+    try:
+        cls = AGENTS[description["agent"]]
+        if expected is not None and cls is not expected:
+            raise CheckpointError(f"{path} holds a {description['agent']} agent, not {expected.name}")
+        low, high = (np.array(description[k], dtype=np.float32) for k in ("action_low", "action_high"))
+        obs_dim = int(description["obs_dim"])
+        agent = cls(
+            gym.spaces.Box(-np.inf, np.inf, (obs_dim,), np.float32),
+            gym.spaces.Box(low, high, dtype=np.float32),
+            config or build_config(cls.config_class, description["config"]),
+            online=online or description["online"],
+            seeds=[int(s) for s in description["seeds"]],
+            device=device,
+            compile=compile,
+        )
+        agent.updates, agent.acts = int(description["updates"]), int(description["acts"])
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, O2OError) as error:
+        raise CheckpointError(f"{path / 'agent.json'} does not describe an agent: {error!r}") from None
+    _restore(agent, read_tensors(path / "agent.safetensors"), path, same_online=online in (None, description["online"]))
+    return agent
+
+
+def _restore(agent: Agent, tensors: dict[str, Tensor], path: Path, *, same_online: bool) -> None:
+    own = agent.networks.state_dict()
+    stored = {k.removeprefix("networks."): v for k, v in tensors.items() if k.startswith("networks.")}
+    optional = ("target_actor.", "log_alpha")
+    for name, value in own.items():
+        if name not in stored:
+            if not same_online and name.startswith(optional):
+                continue
+            raise CheckpointError(f"{path}: the tensor '{name}' is missing")
+        if stored[name].shape != value.shape:
+            raise CheckpointError(
+                f"{path}: '{name}' has shape {tuple(stored[name].shape)}, expected {tuple(value.shape)}; "
+                f"the widths of the networks cannot change"
+            )
+    unknown = [k for k in stored if k not in own and not (not same_online and k.startswith(optional))]
+    if unknown:
+        raise CheckpointError(f"{path}: unknown tensor '{unknown[0]}'")
+    if any(v.dtype == torch.float64 for v in stored.values()):
+        agent.double()
+    agent.networks.load_state_dict({**agent.networks.state_dict(), **{k: v for k, v in stored.items() if k in own}})
+    if agent.networks.target_actor is not None and not any(k.startswith("target_actor.") for k in stored):
+        agent.networks.target_actor.load_state_dict(agent.networks.actor.state_dict())
+    for name, parameter in agent.networks.named_parameters():
+        state = {key: tensors.get(f"optimizer.{name}.{key}") for key in _MOMENTS}
+        if all(value is not None for value in state.values()):
+            agent.optimizer.state[parameter] = {
+                key: value.to(agent.device if key != "step" else parameter.device)
+                for key, value in state.items()
+                if value is not None
+            }

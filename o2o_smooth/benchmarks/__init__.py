@@ -1,0 +1,1 @@
+"""Comparisons that run with one command."""

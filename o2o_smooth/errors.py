@@ -1,0 +1,21 @@
+"""What the user can put right: every such failure is an `O2OError` whose text names the cause and the cure."""
+
+
+class O2OError(Exception):
+    """A failure with a cause the user can act on; the command line prints it in one line and exits with code 2."""
+
+
+class ConfigError(O2OError, ValueError):
+    """A setting that is unknown, out of range, or does not fit another one."""
+
+
+class DataError(O2OError, ValueError):
+    """A dataset that is absent, broken or does not fit the task."""
+
+
+class EnvError(O2OError, ValueError):
+    """An environment that is unknown, not installed or of an unsupported kind."""
+
+
+class CheckpointError(O2OError, ValueError):
+    """A checkpoint that is absent, broken or made for something else."""

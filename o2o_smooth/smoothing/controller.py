@@ -1,0 +1,286 @@
+"""SmoothingController: signals in, Mix out.
+
+The controller owns the clock since the switch and one weight per component and population member. A weight follows a curve
+(`schedules`) or an adaptive rule (`adaptive`) behind one interface; the share of offline rows in the online objective's
+batch is an axis of its own. It never looks inside an agent, so it also smooths two losses of your own:
+
+    smoothing = SmoothingController("linear:5000")
+    smoothing.start()                                    # at the switch
+    loss = smoothing.blend(lambda: offline_loss(batch), lambda: online_loss(batch))
+    loss.backward()
+    smoothing.advance(env_steps=1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from o2o_smooth.smoothing.adaptive import AdaptiveRule, PerformanceGate, PerformanceGateConfig
+from o2o_smooth.smoothing.objective import COMPONENTS, Mix, Mode, effective_weight, raw_weight
+from o2o_smooth.smoothing.schedules import Schedule, Stay, parse_schedule
+
+Weights = NDArray[np.float64]  # (M,)
+Unit = Literal["env_steps", "updates"]
+WeightIn = Literal["raw", "effective"]
+NORM_DECAY = 0.9  # of the running gradient norms; they are measured every few hundred updates
+
+
+@dataclass(frozen=True)
+class OfflineShare:
+    """Share of offline rows in the online objective's batch: from `start` to `end` along a weight curve."""
+
+    start: float = 0.0
+    end: float | None = None
+    schedule: Schedule = field(default_factory=Stay)
+
+    def __post_init__(self) -> None:
+        for name, value in (("start", self.start), ("end", self.end)):
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ValueError(f"offline share: {name} must lie in [0, 1], got {value}")
+
+    def __call__(self, t: float) -> float:
+        """Share t steps after the switch."""
+        end = self.start if self.end is None else self.end
+        return self.start + (end - self.start) * self.schedule(t)
+
+
+class SmoothingController:
+    """See the module docstring.
+
+    Args:
+        schedule: A curve, an adaptive rule, or text: see `parse_schedule`; also `performance_gate[:STEPS]`.
+        ramp_steps: Length for a text without one.
+        overrides: Component -> its own curve. `value` follows `critic` unless given.
+        offline_share: Share of offline rows in the online objective's batch, fixed or annealed.
+        members: M, population members.
+        unit: What the curves count: environment steps per member, or updates.
+        weight_in: `raw`: the curve is w. `effective`: the curve is the share of the online gradient in the step, and w is
+            solved from measured gradient norms (`observe_gradients`).
+        mode: How agents blend; see `Mix`.
+        random_return: Return of a random policy, where known; adaptive rules measure from there.
+
+    Raises:
+        ValueError: An unknown schedule, component, unit or mode.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule | AdaptiveRule | str = "jump",
+        *,
+        ramp_steps: float | None = None,
+        overrides: Mapping[str, Schedule | str] | None = None,
+        offline_share: OfflineShare | float = 0.0,
+        members: int = 1,
+        unit: Unit = "env_steps",
+        weight_in: WeightIn = "raw",
+        mode: Mode = "loss",
+        random_return: float | None = None,
+    ) -> None:
+        if unit not in ("env_steps", "updates"):
+            raise ValueError(f"unit must be env_steps or updates, got '{unit}'")
+        if weight_in not in ("raw", "effective"):
+            raise ValueError(f"weight_in must be raw or effective, got '{weight_in}'")
+        self.members, self.unit, self.weight_in, self.mode = members, unit, weight_in, mode
+        if isinstance(schedule, str):
+            schedule = make_rule(schedule, ramp_steps, members=members, random_return=random_return)
+        self.rule = schedule
+        if not isinstance(self.rule, Schedule) and self.rule.members != members:
+            raise ValueError(f"the adaptive rule has {self.rule.members} members, the controller {members}")
+        self.overrides: dict[str, Schedule] = {}
+        for name, curve in (overrides or {}).items():
+            if name not in COMPONENTS:
+                raise ValueError(f"there is no component '{name}'; there are {', '.join(COMPONENTS)}")
+            self.overrides[name] = parse_schedule(curve, ramp_steps) if isinstance(curve, str) else curve
+        if "critic" in self.overrides:
+            self.overrides.setdefault("value", self.overrides["critic"])
+        self.offline_share = offline_share if isinstance(offline_share, OfflineShare) else OfflineShare(offline_share)
+        self.started = False
+        self.env_steps = 0
+        self.updates = 0
+        self._norms: dict[str, tuple[Weights, Weights]] = {}
+        self._mix: Mix | None = None
+
+    # The clock
+
+    def start(self) -> None:
+        """The switch: from here on time counts; before it everything is purely offline."""
+        self.started, self.env_steps, self.updates = True, 0, 0
+        self._mix = None
+
+    @property
+    def t(self) -> int:
+        """Steps since the switch, in the controller's unit."""
+        return self.env_steps if self.unit == "env_steps" else self.updates
+
+    def advance(self, *, env_steps: int = 0, updates: int = 0) -> None:
+        """Time goes on; without effect before `start`."""
+        if not self.started:
+            return
+        self.env_steps += env_steps
+        self.updates += updates
+        moved = env_steps if self.unit == "env_steps" else updates
+        if moved:
+            if not isinstance(self.rule, Schedule):
+                self.rule.advance(self.t)
+            self._mix = None
+
+    # Signals
+
+    def observe_episodes(self, member: int, returns: Sequence[float]) -> None:
+        """Undiscounted returns of episodes that one member's collector has just finished."""
+        if self.started and not isinstance(self.rule, Schedule):
+            self.rule.observe_episodes(member, returns)
+
+    @property
+    def needs_gradients(self) -> bool:
+        """True while a mixed step cannot be weighted before gradient norms have been observed."""
+        return self.weight_in == "effective" and not self._norms
+
+    def observe_gradients(self, norms: Mapping[str, tuple[Weights, Weights]]) -> None:
+        """Gradient norms of a component's offline and online objective, (M,) each; a running mean is kept."""
+        for name, (offline, online) in norms.items():
+            offline, online = np.asarray(offline, np.float64), np.asarray(online, np.float64)
+            if name in self._norms:
+                old = self._norms[name]
+                offline = NORM_DECAY * old[0] + (1 - NORM_DECAY) * offline
+                online = NORM_DECAY * old[1] + (1 - NORM_DECAY) * online
+            self._norms[name] = (offline, online)
+        self._mix = None
+
+    # Out
+
+    def curve(self, component: str) -> Weights:
+        """Where the component's curve or rule stands, (M,), before any translation of effective weights."""
+        if not self.started:
+            return np.zeros(self.members)
+        rule = self.overrides.get(component, self.rule)
+        if isinstance(rule, Schedule):
+            return np.full(self.members, rule(self.t))
+        return rule.weights()
+
+    def weights(self) -> dict[str, Weights]:
+        """Raw weight w of every component, (M,)."""
+        return {name: values.copy() for name, values in self.mix().weights.items()}
+
+    def mix(self) -> Mix:
+        """What an agent needs for its next step."""
+        if self._mix is None:
+            weights = {}
+            for name in COMPONENTS:
+                weight = self.curve(name)
+                if self.weight_in == "effective" and name in self._norms:
+                    weight = raw_weight(weight, *self._norms[name])
+                weights[name] = weight
+            share = self.offline_share(self.t) if self.started else 1.0
+            self._mix = Mix(weights, offline_fraction=share, mode=self.mode)
+        return self._mix
+
+    def effective_weights(self) -> dict[str, Weights]:
+        """Share of the online gradient in each component's step, (M,); only where norms have been observed."""
+        weights = self.mix().weights
+        return {name: effective_weight(weights[name], *norms) for name, norms in self._norms.items()}
+
+    def blend(
+        self, offline: Callable[[], Tensor] | Tensor, online: Callable[[], Tensor] | Tensor, component: str = "actor"
+    ) -> Tensor:
+        """Smooth two losses of your own: (1 - w) offline + w online.
+
+        Args:
+            offline: The source loss, a scalar or (M,); as a function it is not even computed at w = 1.
+            online: The target loss; as a function it is not even computed at w = 0.
+            component: Whose weight to use.
+
+        Raises:
+            ValueError: A loss of another shape than a scalar or (M,), or an unknown component.
+        """
+        if component not in COMPONENTS:
+            raise ValueError(f"there is no component '{component}'; there are {', '.join(COMPONENTS)}")
+        mix = self.mix()
+        kind = mix.kind(component)
+        if kind == "offline":
+            return _loss(offline)
+        if kind == "online":
+            return _loss(online)
+        a, b = _loss(offline), _loss(online)
+        if a.shape != b.shape or a.shape not in ((), (self.members,)):
+            raise ValueError(
+                f"both losses must be scalars or of shape ({self.members},), got {tuple(a.shape)} and {tuple(b.shape)}"
+            )
+        if a.dim() == 0 and self.members > 1:
+            raise ValueError(f"with {self.members} members the losses need a members axis, got scalars")
+        w = torch.as_tensor(mix.weights[component], dtype=b.dtype, device=b.device).reshape(b.shape)
+        return (1 - w) * a + w * b
+
+    def log(self) -> list[dict[str, float]]:
+        """One row of metrics per member: weights, effective weights, offline share and the rule's signals."""
+        columns: dict[str, Weights] = {f"smoothing/{k}_weight": v for k, v in self.mix().weights.items()}
+        columns |= {f"smoothing/{k}_effective_weight": v for k, v in self.effective_weights().items()}
+        columns["data/offline_fraction"] = np.full(self.members, self.mix().offline_fraction)
+        if not isinstance(self.rule, Schedule):
+            columns |= self.rule.signals()
+        return [{name: float(values[m]) for name, values in columns.items()} for m in range(self.members)]
+
+    # Keeping
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that moves, as JSON types."""
+        return {
+            "started": self.started,
+            "env_steps": self.env_steps,
+            "updates": self.updates,
+            "rule": None if isinstance(self.rule, Schedule) else self.rule.state_dict(),
+            "norms": {k: [a.tolist(), b.tolist()] for k, (a, b) in self._norms.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave to a controller of the same settings.
+
+        Raises:
+            ValueError: The state was taken from another kind of rule.
+        """
+        if (state["rule"] is None) != isinstance(self.rule, Schedule):
+            raise ValueError("the state was taken from another kind of smoothing rule (curve against adaptive)")
+        self.started = bool(state["started"])
+        self.env_steps, self.updates = int(state["env_steps"]), int(state["updates"])
+        if not isinstance(self.rule, Schedule):
+            self.rule.load_state_dict(state["rule"])
+        self._norms = {k: (np.array(a), np.array(b)) for k, (a, b) in state["norms"].items()}
+        self._mix = None
+
+
+def make_rule(
+    text: str, ramp_steps: float | None = None, *, members: int = 1, random_return: float | None = None
+) -> Schedule | AdaptiveRule:
+    """Read a curve or an adaptive rule (`performance_gate[:STEPS]`) from its text form.
+
+    Raises:
+        ValueError: The text cannot be read.
+    """
+    name, _, number = text.partition(":")
+    if name.strip() != "performance_gate":
+        try:
+            return parse_schedule(text, ramp_steps)
+        except ValueError as error:
+            if "there is no curve" in str(error):
+                raise ValueError(f"{error}; adaptive: performance_gate:STEPS") from None
+            raise
+    if number:
+        try:
+            ramp_steps = float(number)
+        except ValueError:
+            raise ValueError(f"schedule '{text}': '{number}' is not a number") from None
+    if ramp_steps is None:
+        raise ValueError(f"schedule '{text}': how long? write performance_gate:STEPS or give the ramp length")
+    config = PerformanceGateConfig(ramp_steps=ramp_steps)
+    return PerformanceGate(config, members=members, random_return=random_return)
+
+
+def _loss(loss: Callable[[], Tensor] | Tensor) -> Tensor:
+    return loss if isinstance(loss, Tensor) else loss()

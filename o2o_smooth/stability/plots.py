@@ -1,0 +1,426 @@
+"""Pictures of the switch, drawn with matplotlib's object interface: no global state, no display."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
+from numpy.typing import ArrayLike, NDArray
+
+from o2o_smooth.stability.report import Curve, PretrainCurve, Unit
+
+FloatArray = NDArray[np.float64]
+Weights = Mapping[str, tuple[ArrayLike, ArrayLike]]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, told apart with every common colour blindness; after seven arms the line style changes."""
+
+_STYLES = ("-", "--", ":")
+_INK, _GREY, _FAINT = "#222222", "#767676", "#E6E6E6"
+_LABEL_SIZE = 8.5
+_Y_LABEL: dict[Unit, str] = {
+    "score": "score  (0 random, 100 reference)",
+    "return": "return of an episode",
+}
+
+
+def plot_switch(
+    arms: Mapping[str, Sequence[Curve]],
+    path: Path,
+    *,
+    title: str,
+    subtitle: str = "",
+    reference: Mapping[str, float] | None = None,
+    weights: Weights | None = None,
+    unit: Unit = "score",
+    ramp_end: float | None = None,
+) -> Path:
+    """Draw the arms of a comparison from the switch on: a thin line a seed, a thick one for their mean.
+
+    The time axis is log(1 + t / first evaluation): the first steps, where a jump falls, are as wide as the rest.
+
+    Args:
+        arms: Curves by the name of their arm, in the order of their colours.
+        path: Where the picture goes; it appears there whole or not at all.
+        title: The heading.
+        subtitle: A line under it: task, seeds, budget.
+        reference: Horizontal lines by name, such as the behaviour data's score.
+        weights: By arm, (env steps, w) of the online objective, drawn in a thin panel below.
+        unit: What the curves are in.
+        ramp_end: Where the ramp ends, in environment steps.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: No arm, or an arm without curves.
+    """
+    _check(arms)
+    figure = _figure(height=5.6 if weights else 4.6)
+    rows = figure.subplots(
+        2 if weights else 1, 1, sharex=True, squeeze=False, height_ratios=[4.6, 1] if weights else [1]
+    )
+    axes = [row[0] for row in rows]
+    colours = _colours(arms)
+    _draw_arms(axes[0], arms, colours, reference or {})
+    _finish_switch_axes(axes, arms, colours, weights, ramp_end, fraction=0.075)
+    axes[0].set_ylabel(_Y_LABEL[unit])
+    _headings(figure, title, subtitle)
+    return _save(figure, path)
+
+
+def plot_run(
+    curves: Sequence[Curve],
+    path: Path,
+    *,
+    title: str,
+    subtitle: str = "",
+    pretraining: Sequence[PretrainCurve] = (),
+    reference: Mapping[str, float] | None = None,
+    weights: tuple[ArrayLike, ArrayLike] | None = None,
+    unit: Unit = "score",
+    ramp_end: float | None = None,
+) -> Path:
+    """Draw one run: its seeds from the switch on and, left of it, the evaluations of offline pretraining.
+
+    Args:
+        curves: One a seed, all of one arm; none where only the pretraining is to be seen.
+        path: Where the picture goes; it appears there whole or not at all.
+        title: The heading.
+        subtitle: A line under it.
+        pretraining: Evaluations before the switch, in the same unit; their axis counts updates.
+        reference: Horizontal lines by name, such as the behaviour data's score.
+        weights: (env steps, w) of the online objective, drawn in a thin panel below.
+        unit: What the curves are in.
+        ramp_end: Where the ramp ends, in environment steps.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: Neither curves nor pretraining.
+    """
+    if not curves and not pretraining:
+        raise ValueError("there is nothing to draw: neither curves nor pretraining")
+    figure = _figure(height=5.0 if weights and curves else 4.1)
+    both = bool(curves) and bool(pretraining)
+    grid = figure.add_gridspec(
+        2 if weights and curves else 1,
+        2 if both else 1,
+        width_ratios=[1, 2.6] if both else [1],
+        height_ratios=[4.6, 1] if weights and curves else [1],
+    )
+    arms = {f"mean of {len(curves)}" if len(curves) > 1 else f"seed {curves[0].seed}": list(curves)} if curves else {}
+    colours = _colours(arms)
+    left: Axes | None = None
+    if pretraining:
+        left = figure.add_subplot(grid[0, 0])
+        _draw_pretraining(left, pretraining)
+        left.set_ylabel(_Y_LABEL[unit])
+    if curves:
+        main = figure.add_subplot(grid[0, -1], sharey=left)
+        axes = [main]
+        if weights:
+            axes.append(figure.add_subplot(grid[1, -1], sharex=main))
+        _draw_arms(main, arms, colours, reference or {})
+        by_arm = dict.fromkeys(arms, weights) if weights else None
+        _finish_switch_axes(axes, arms, colours, by_arm, ramp_end, fraction=0.1)
+        if left is None:
+            main.set_ylabel(_Y_LABEL[unit])
+        else:
+            _join_at_switch(left, axes)
+    _headings(figure, title, subtitle)
+    return _save(figure, path)
+
+
+@dataclass
+class _Label:
+    """A name in the right margin, beside the end of its line."""
+
+    y: float
+    text: str
+    colour: str
+    bold: bool
+
+
+def _figure(*, height: float) -> Figure:
+    """An empty sheet with room kept by the layout engine, so that nothing overlaps."""
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, hspace=0.02, wspace=0.0)
+    figure = Figure(figsize=(7.6, height), dpi=170, layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _colours(arms: Mapping[str, Sequence[Curve]]) -> dict[str, tuple[str, str]]:
+    """A colour and a line style by arm."""
+    return {arm: (COLOURS[i % 7], _STYLES[i // 7 % 3]) for i, arm in enumerate(arms)}
+
+
+def _draw_arms(
+    axes: Axes,
+    arms: Mapping[str, Sequence[Curve]],
+    colours: Mapping[str, tuple[str, str]],
+    reference: Mapping[str, float],
+) -> None:
+    """Curves, the line of J0, reference lines, and the name of each at its right end."""
+    labels = []
+    j0 = float(np.mean([curve.scores[0] for curves in arms.values() for curve in curves]))
+    axes.axhline(j0, color=_INK, lw=0.9, ls=(0, (5, 3)), zorder=1.5)
+    labels.append(_Label(j0, f"at the switch  {j0:.0f}", _INK, bold=False))
+    for name, value in reference.items():
+        axes.axhline(value, color=_GREY, lw=0.9, ls=(0, (1, 2)), zorder=1.5)
+        labels.append(_Label(value, f"{name}  {value:.0f}", _GREY, bold=False))
+    for arm, curves in arms.items():
+        colour, style = colours[arm]
+        for curve in curves:
+            axes.plot(curve.env_steps, curve.scores, color=colour, ls=style, lw=0.7, alpha=0.32, zorder=2)
+        steps, mean = _mean([(curve.env_steps, curve.scores) for curve in curves])
+        axes.plot(steps, mean, color=colour, ls=style, lw=2.3, zorder=3, solid_capstyle="round", clip_on=False)
+        few = len(steps) <= 40
+        axes.plot(
+            steps,
+            mean,
+            ls="",
+            marker="o",
+            ms=3.2 if few else 0,
+            color=colour,
+            mec="white",
+            mew=0.5,
+            zorder=3.1,
+            clip_on=False,
+        )
+        labels.append(_Label(float(mean[-1]), f"{arm}  {mean[-1]:.0f}", colour, bold=True))
+    _dress(axes)
+    axes.margins(y=0.06)
+    if all(curve.unit == "score" for curves in arms.values() for curve in curves):
+        axes.set_ylim(bottom=min(axes.get_ylim()[0], -3.0))  # a dip is judged against 0, the random policy
+    _label_right(axes, labels)
+
+
+def _draw_pretraining(axes: Axes, curves: Sequence[PretrainCurve]) -> None:
+    """The evaluations before the switch, in grey: they are the way here, not the matter."""
+    for curve in curves:
+        axes.plot(curve.updates, curve.scores, color=_GREY, lw=0.7, alpha=0.45, zorder=2)
+    updates, mean = _mean([(curve.updates, curve.scores) for curve in curves])
+    axes.plot(updates, mean, color=_GREY, lw=2.3, zorder=3, marker="o", ms=3.2, mec="white", mew=0.5)
+    _dress(axes)
+    axes.margins(x=0.03, y=0.06)
+    axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
+    axes.set_title("offline updates", fontsize=_LABEL_SIZE, color=_GREY, loc="left")
+
+
+def _finish_switch_axes(
+    axes: Sequence[Axes],
+    arms: Mapping[str, Sequence[Curve]],
+    colours: Mapping[str, tuple[str, str]],
+    weights: Weights | None,
+    ramp_end: float | None,
+    *,
+    fraction: float,
+) -> None:
+    """The time axis, the panel of the weights and the end of the ramp."""
+    steps = np.concatenate([curve.env_steps for curves in arms.values() for curve in curves])
+    positive = steps[steps > 0]
+    first, last = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 1.0)
+    main, below = axes[0], axes[-1]
+    main.set_xscale(
+        "function",
+        functions=(
+            lambda t: np.log1p(np.maximum(np.asarray(t) / first, -0.99)),
+            lambda u: np.expm1(np.asarray(u)) * first,
+        ),
+    )
+    main.set_xlim(-0.06 * first, last)
+    below.xaxis.set_major_locator(FixedLocator(_ticks(first, last, fraction)))
+    below.xaxis.set_minor_locator(NullLocator())
+    below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
+    below.set_xlabel("environment steps since the switch")
+    if weights:
+        _draw_weights(below, weights, colours)
+        main.tick_params(axis="x", labelbottom=False)
+    if ramp_end is not None and ramp_end <= last:
+        for one in axes:
+            one.axvline(ramp_end, color=_GREY, lw=0.8, zorder=1.4)
+        main.annotate(
+            "ramp ends",
+            (ramp_end, 1.0),
+            xycoords=main.get_xaxis_transform(),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=_LABEL_SIZE,
+            color=_GREY,
+        )
+
+
+def _draw_weights(axes: Axes, weights: Weights, colours: Mapping[str, tuple[str, str]]) -> None:
+    """The weight of the online objective by arm; arms that share one are drawn side by side."""
+    drawn: list[tuple[FloatArray, FloatArray]] = []
+    for arm, pair in weights.items():
+        steps, weight = (np.asarray(part, dtype=np.float64) for part in pair)
+        same = sum(np.array_equal(steps, x) and np.array_equal(weight, y) for x, y in drawn)
+        drawn.append((steps, weight))
+        colour, style = colours.get(arm, (_GREY, "-"))
+        aside = ScaledTranslation(0, -1.7 * same / 72, axes.figure.dpi_scale_trans)
+        axes.plot(steps, weight, color=colour, ls=style, lw=1.7, zorder=3 - same / 10, transform=axes.transData + aside)
+    _dress(axes)
+    axes.set_ylim(-0.2, 1.2)
+    axes.set_yticks([0, 1])
+    axes.set_ylabel("online\nweight", fontsize=_LABEL_SIZE)
+
+
+def _join_at_switch(left: Axes, right: Sequence[Axes]) -> None:
+    """Make the panels before and after the switch one picture: one scale, and nothing between them."""
+    right[0].set_title("online", fontsize=_LABEL_SIZE, color=_GREY, loc="left")
+    right[0].tick_params(axis="y", labelleft=False, length=0)
+    for one in right:
+        one.spines["left"].set_color(_INK)
+    for one in right[1:]:
+        one.yaxis.tick_right()
+        one.yaxis.set_label_position("right")
+        one.yaxis.label.set(rotation=0, ha="left", va="center")
+
+
+def _dress(axes: Axes) -> None:
+    """Light grid, no box."""
+    axes.set_facecolor("white")
+    axes.grid(axis="y", color=_FAINT, lw=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#B0B0B0")
+    axes.tick_params(colors=_INK, length=3, color="#B0B0B0", labelsize=9)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+
+
+def _label_right(axes: Axes, labels: list[_Label]) -> None:
+    """Write the labels beside the right border, moved apart until none touches another."""
+    low, high = axes.get_ylim()
+    height = axes.get_figure().get_size_inches()[1] * 0.62 * 72  # type: ignore[union-attr]  # points, about
+    gap = (_LABEL_SIZE * 1.45) / height * (high - low)
+    labels.sort(key=lambda label: label.y)
+    for label, y in zip(labels, _spread_out([label.y for label in labels], gap, low, high), strict=True):
+        axes.annotate(
+            label.text,
+            (1.0, label.y),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(1.035, y),
+            textcoords=axes.get_yaxis_transform(),
+            color=label.colour,
+            fontsize=_LABEL_SIZE,
+            fontweight="bold" if label.bold else "normal",
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": label.colour,
+                "lw": 0.6,
+                "shrinkA": 2,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
+def _spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions at least `gap` apart and as near as may be to those wanted (rising); inside [low, high] if they fit."""
+    groups: list[list[float]] = []  # each: sum of (wanted - offset), members; a group sits together, a gap apart
+    for y in wanted:
+        groups.append([y, 1])
+        while len(groups) > 1:
+            (sum_a, n_a), (sum_b, n_b) = groups[-2], groups[-1]
+            if sum_b / n_b - (sum_a / n_a + n_a * gap) >= 0:
+                break
+            groups[-2:] = [[sum_a + sum_b - n_b * n_a * gap, n_a + n_b]]
+    placed = [total / n + i * gap for total, n in groups for i in range(int(n))]
+    for i in range(len(placed)):  # up from the floor, then down from the ceiling
+        placed[i] = max(placed[i], low if i == 0 else placed[i - 1] + gap)
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], high if i == len(placed) - 1 else placed[i + 1] - gap)
+    return placed
+
+
+def _mean(lines: Sequence[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:
+    """The mean line over the range that all have, on every step any of them has."""
+    first, last = max(float(x[0]) for x, _ in lines), min(float(x[-1]) for x, _ in lines)
+    steps = np.unique(np.concatenate([x for x, _ in lines]))
+    steps = steps[(steps >= first) & (steps <= last)]
+    return steps, np.mean([np.interp(steps, x, y) for x, y in lines], axis=0)
+
+
+def _ticks(first: float, last: float, fraction: float) -> list[float]:
+    """0 and round numbers up to the end, no nearer to each other than a share of the axis."""
+    decades = 10.0 ** np.arange(np.floor(np.log10(first)), np.ceil(np.log10(last)) + 1)
+    rounds = np.unique(np.concatenate([m * decades for m in (1, 2, 5)]))
+    apart = fraction * np.log1p(last / first)
+    ticks = [0.0]
+    for value in [first, *rounds[(rounds > first) & (rounds < last)]]:
+        room_left = np.log1p(value / first) - np.log1p(ticks[-1] / first)
+        room_right = np.log1p(last / first) - np.log1p(value / first)
+        if room_left >= apart and room_right >= apart:
+            ticks.append(float(value))
+    return [*ticks, last]
+
+
+def _count(value: float) -> str:
+    """1500 -> 1.5k."""
+    for size, suffix in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def _headings(figure: Figure, title: str, subtitle: str) -> None:
+    """Title and subtitle above the panels, broken into lines that fit; the panels keep below them."""
+    height = float(figure.get_size_inches()[1])
+    top = 0.12
+    for words, size, weight, colour in ((title, 12.0, "bold", _INK), (subtitle, 9.0, "normal", _GREY)):
+        line: Text | None = None
+        for word in words.split():
+            if line:
+                before = line.get_text()
+                line.set_text(f"{before} {word}")
+                if line.get_window_extent().x1 <= figure.bbox.width * 0.988:
+                    continue
+                line.set_text(before)
+            line = figure.text(0.012, 1 - top / height, word, size=size, weight=weight, color=colour, va="top")
+            top += size * 1.4 / 72
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)
+    engine.set(rect=(0.0, 0.0, 1.0, 1 - (top + 0.02) / height))
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    """Write the picture beside its place and move it there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(temporary, format=path.suffix.lstrip(".").lower() or "png")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _check(arms: Mapping[str, Sequence[Curve]]) -> None:
+    """Raise where there is nothing to draw."""
+    if not arms:
+        raise ValueError("there is nothing to draw: no arms")
+    for arm, curves in arms.items():
+        if not curves:
+            raise ValueError(f"arm {arm!r} has no curves")

@@ -1,0 +1,118 @@
+"""Evaluating a population on environments and seeds of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from o2o_smooth.data.batch import FloatArray
+from o2o_smooth.envs import Task, make_vector_env
+from o2o_smooth.envs.make import episode_success
+from o2o_smooth.training.seeding import Stream, env_seeds
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Finished episodes of one evaluation; raw returns."""
+
+    returns: NDArray[np.float64]  # (M, episodes)
+    lengths: NDArray[np.int64]  # (M, episodes)
+    success: NDArray[np.bool_] | None  # (M, episodes); None where the environment reports none
+
+    def rows(
+        self, task: Task, *, phase: str, env_steps: int, updates: int, seeds: Sequence[int]
+    ) -> list[dict[str, object]]:
+        """Lines of evaluations.jsonl, one per member."""
+        scores = task.score(self.returns)
+        return [
+            {
+                "phase": phase,
+                "env_steps": env_steps,
+                "updates": updates,
+                "seed": seed,
+                "return_mean": float(self.returns[m].mean()),
+                "return_std": float(self.returns[m].std()),
+                "episodes": int(self.returns.shape[1]),
+                "score": None if scores is None else float(scores[m].mean()),
+                "length_mean": float(self.lengths[m].mean()),
+                "success": None if self.success is None else float(self.success[m].mean()),
+            }
+            for m, seed in enumerate(seeds)
+        ]
+
+
+class Evaluator:
+    """Runs a deterministic policy for a fixed number of episodes in every environment.
+
+    A fixed quota per environment keeps short episodes from being over-represented. The k-th evaluation of a seed uses the
+    same episodes in every run and arm, and no two evaluations share any.
+
+    Args:
+        task: The task.
+        seeds: One per member.
+        envs: Environments per member.
+    """
+
+    def __init__(self, task: Task, seeds: Sequence[int], *, envs: int) -> None:
+        self.task, self.seeds, self.per_member = task, tuple(seeds), envs
+        self._envs = make_vector_env(task, len(self.seeds) * envs)
+
+    def run(
+        self,
+        policy: Callable[[FloatArray], FloatArray],
+        *,
+        episodes: int,
+        index: int,
+        on_episode: Callable[[int], None] | None = None,
+    ) -> Evaluation:
+        """Evaluate.
+
+        Args:
+            policy: Observations (M, n, O) to actions (M, n, A).
+            episodes: Per member; rounded up to a multiple of the environments per member.
+            index: Number of this evaluation in the run; selects the episodes' seeds.
+            on_episode: Called with the number of episodes that have just ended.
+        """
+        members, n = len(self.seeds), self.per_member
+        quota = -(-episodes // n)
+        seeds = [s for seed in self.seeds for s in env_seeds(seed, Stream.EVAL_ENV, n, index)]
+        raw, _ = self._envs.reset(seed=seeds)
+        obs = np.array(raw, dtype=np.float32)
+        total = members * n
+        returns: list[list[float]] = [[] for _ in range(total)]
+        lengths: list[list[int]] = [[] for _ in range(total)]
+        successes: list[list[bool]] = [[] for _ in range(total)]
+        running, steps = np.zeros(total), np.zeros(total, dtype=np.int64)
+        while min(len(r) for r in returns) < quota:
+            action = policy(obs.reshape(members, n, -1)).reshape(total, -1)
+            raw, reward, terminated, truncated, infos = self._envs.step(action)
+            obs = np.array(raw, dtype=np.float32)
+            running += reward
+            steps += 1
+            ended = terminated | truncated
+            if not ended.any():
+                continue
+            success = episode_success(infos, ended)
+            for i in np.flatnonzero(ended):
+                if len(returns[i]) < quota:
+                    returns[i].append(float(running[i]))
+                    lengths[i].append(int(steps[i]))
+                    if success is not None:
+                        successes[i].append(bool(success[i]))
+                    if on_episode is not None:
+                        on_episode(1)
+            running[ended] = 0.0
+            steps[ended] = 0
+        complete = all(len(s) == quota for s in successes)
+        return Evaluation(
+            np.array(returns).reshape(members, -1),
+            np.array(lengths).reshape(members, -1),
+            np.array(successes).reshape(members, -1) if complete else None,
+        )
+
+    def close(self) -> None:
+        """Close the environments."""
+        self._envs.close()

@@ -1,0 +1,123 @@
+"""From run folders to pictures: one run, or several arms that share a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from o2o_smooth.errors import O2OError
+from o2o_smooth.stability.plots import plot_run, plot_switch
+from o2o_smooth.stability.report import Curve, read_curves, read_pretraining
+
+ADAPTIVE = "performance_gate"
+
+
+def read_manifest(run_dir: Path) -> dict[str, Any]:
+    """The manifest of a run folder.
+
+    Raises:
+        O2OError: It is absent or broken.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((run_dir / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise O2OError(f"{run_dir} is not a run folder: {error}") from None
+    return manifest
+
+
+def read_weight(run_dir: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """The actor's weight over online steps, mean over seeds; None where nothing was logged."""
+    by_step: dict[float, list[float]] = {}
+    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["phase"] == "online" and row.get("smoothing/actor_weight") is not None:
+            by_step.setdefault(float(row["env_steps"]), []).append(float(row["smoothing/actor_weight"]))
+    if not by_step:
+        return None
+    steps = sorted(by_step)
+    return np.array(steps), np.array([np.mean(by_step[s]) for s in steps])
+
+
+def behaviour_score(manifest: Mapping[str, Any]) -> dict[str, float]:
+    """The offline data's mean return as a line to draw, in the unit of the curves."""
+    dataset, task = manifest.get("dataset"), manifest["task"]
+    if not dataset:
+        return {}
+    value = float(dataset["return_mean"])
+    if task["ref_random"] is not None:
+        value = 100.0 * (value - task["ref_random"]) / (task["ref_expert"] - task["ref_random"])
+    return {"offline data": value}
+
+
+def ramp_end(manifest: Mapping[str, Any]) -> float | None:
+    """Where a curve's ramp ends, in environment steps; None where there is none or it moves on signals."""
+    smoothing = manifest["config"]["smoothing"]
+    name = smoothing["schedule"].split("+")[-1]
+    if name.startswith(("jump", "stay", ADAPTIVE)) or smoothing["ramp_unit"] != "env_steps":
+        return None
+    parts = name.split(":")
+    held = sum(float(p.split(":")[1]) for p in smoothing["schedule"].split("+")[:-1] if p.startswith("hold:"))
+    return held + (float(parts[1]) if len(parts) > 1 else float(smoothing["ramp_steps"]))
+
+
+def draw_run(run_dir: Path) -> Path:
+    """Draw `stability.png` of a run folder.
+
+    Raises:
+        O2OError: The folder is not a run.
+    """
+    manifest = read_manifest(run_dir)
+    smoothing = manifest["config"]["smoothing"]
+    curves = read_curves(run_dir)
+    curves = [c for c in curves if len(c.env_steps) > 1]
+    pretraining = read_pretraining(run_dir)
+    if not curves and not pretraining:
+        return run_dir / "stability.png"
+    online = f" → {manifest['online']}, {smoothing['schedule']}, {smoothing['regime']}" if curves else ""
+    return plot_run(
+        curves,
+        run_dir / "stability.png",
+        title=f"{manifest['task']['id']}: {manifest['agent']}{online}",
+        subtitle=_subtitle(manifest),
+        pretraining=pretraining,
+        reference=behaviour_score(manifest),
+        weights=read_weight(run_dir) if curves else None,
+        unit=curves[0].unit if curves else pretraining[0].unit,
+        ramp_end=ramp_end(manifest),
+    )
+
+
+def draw_arms(arms: Mapping[str, Path], path: Path, *, title: str) -> dict[str, list[Curve]]:
+    """Draw several arms of one comparison into one picture; returns their curves.
+
+    Raises:
+        O2OError: A folder is not a run.
+    """
+    curves = {name: read_curves(folder, arm=name) for name, folder in arms.items()}
+    manifests = {name: read_manifest(folder) for name, folder in arms.items()}
+    first = next(iter(manifests.values()))
+    weights = {name: weight for name, folder in arms.items() if (weight := read_weight(folder)) is not None}
+    ends = [end for manifest in manifests.values() if (end := ramp_end(manifest)) is not None]
+    plot_switch(
+        curves,
+        path,
+        title=title,
+        subtitle=_subtitle(first),
+        reference=behaviour_score(first),
+        weights=weights or None,
+        unit=next(iter(curves.values()))[0].unit,
+        ramp_end=ends[0] if len(set(ends)) == 1 else None,
+    )
+    return curves
+
+
+def _subtitle(manifest: Mapping[str, Any]) -> str:
+    seeds = len(manifest["seeds"])
+    dataset = manifest.get("dataset")
+    data = f"{dataset['id']} ({dataset['provenance']})" if dataset else "no offline data"
+    return f"{seeds} seed{'s' if seeds > 1 else ''}; data: {data}"

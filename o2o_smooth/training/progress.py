@@ -1,0 +1,103 @@
+"""Showing how far long work has come: a live display in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+PLAIN_EVERY_S = 15.0
+
+
+class ProgressSink(Protocol):
+    """Where progress goes: named tasks with a total, a position and a remark."""
+
+    def update(self, name: str, done: int, total: int, remark: str = "") -> None:
+        """Report that `done` of `total` units of a task are finished."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Say something worth a line of its own."""
+        ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def update(self, name: str, done: int, total: int, remark: str = "") -> None:
+        """See `ProgressSink`."""
+
+    def note(self, text: str) -> None:
+        """See `ProgressSink`."""
+
+
+@dataclass
+class Live:
+    """Bars in a terminal."""
+
+    progress: Progress
+    _tasks: dict[str, TaskID] = field(default_factory=dict)
+
+    def update(self, name: str, done: int, total: int, remark: str = "") -> None:
+        """See `ProgressSink`."""
+        if name not in self._tasks:
+            self._tasks[name] = self.progress.add_task(name, total=total, remark="")
+        self.progress.update(self._tasks[name], completed=done, total=total, remark=remark)
+
+    def note(self, text: str) -> None:
+        """See `ProgressSink`."""
+        self.progress.console.print(text, highlight=False, markup=False)
+
+
+@dataclass
+class Plain:
+    """A line now and then, for logs and pipes."""
+
+    console: Console
+    _last: dict[str, float] = field(default_factory=dict)
+
+    def update(self, name: str, done: int, total: int, remark: str = "") -> None:
+        """See `ProgressSink`."""
+        now = time.monotonic()
+        if done < total and now - self._last.get(name, 0.0) < PLAIN_EVERY_S:
+            return
+        if done >= total and self._last.get(name) == float("inf"):
+            return
+        self._last[name] = float("inf") if done >= total else now
+        self.note(f"{name}: {done:,}/{total:,}" + (f"  {remark}" if remark else ""))
+
+    def note(self, text: str) -> None:
+        """See `ProgressSink`."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def show_progress(console: Console | None = None) -> Iterator[ProgressSink]:
+    """A display for the length of a `with` block, on standard error."""
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield Plain(console)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[remark]}"),
+    )
+    with Progress(*columns, console=console, refresh_per_second=4) as progress:
+        yield Live(progress)

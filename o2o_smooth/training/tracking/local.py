@@ -1,0 +1,126 @@
+"""The run's own files: `evaluations.jsonl`, `metrics.jsonl` and `manifest.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from o2o_smooth.errors import O2OError
+
+FILES = {"evaluation": "evaluations.jsonl", "metrics": "metrics.jsonl"}
+MANIFEST = "manifest.json"
+
+
+class LocalFiles:
+    """Appends a JSON line a row, flushed at once, and replaces the manifest as a whole.
+
+    A run that goes on in its folder appends. If the last write there was cut (no newline at the end), the torn line is
+    taken away first, so that the next row does not grow onto it.
+
+    Args:
+        run_dir: The run's folder; made where it does not exist.
+
+    Raises:
+        O2OError: The folder or a file cannot be written.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = Path(run_dir)
+        self._files: dict[str, BinaryIO] = {}
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            for kind, name in FILES.items():
+                self._files[kind] = _open_for_append(self.run_dir / name)
+        except OSError as error:
+            self.close("failed")
+            raise O2OError(f"the run folder {self.run_dir} cannot be written: {error}") from error
+
+    def log(self, kind: str, row: Mapping[str, Any]) -> None:
+        """Append one row to the file of its kind, "evaluation" or "metrics"; NaN and infinity become null.
+
+        Raises:
+            O2OError: The row cannot be written, or holds something that is no plain value.
+        """
+        file = self._files.get(kind)
+        if file is None:
+            raise O2OError(f"no open file for rows of kind {kind!r} in {self.run_dir}")
+        line = json.dumps(plain(row), allow_nan=False) + "\n"
+        try:
+            file.write(line.encode())
+            file.flush()
+        except OSError as error:
+            raise O2OError(f"{self.run_dir / FILES[kind]} cannot be written: {error}") from error
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Replace `manifest.json`; a reader sees the old one or the new one, also after a power cut.
+
+        Raises:
+            O2OError: The file cannot be written, or the manifest holds something that is no plain value.
+        """
+        path = self.run_dir / MANIFEST
+        text = json.dumps(plain(manifest), allow_nan=False, indent=2) + "\n"
+        temporary = path.with_name(f".{MANIFEST}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _fsync_folder(self.run_dir)
+        except OSError as error:
+            raise O2OError(f"{path} cannot be written: {error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def close(self, status: str) -> None:
+        """Close the files; `status` belongs in the manifest, which the run writes itself."""
+        del status
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+
+def plain(value: Any) -> Any:
+    """The value in what JSON knows: numpy and torch become numbers and lists, paths text, NaN and infinity null.
+
+    Raises:
+        O2OError: The value, or one inside it, is none of these.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, Path):
+        return str(value)
+    if callable(getattr(value, "tolist", None)):
+        return plain(value.tolist())
+    raise O2OError(f"{value!r} ({type(value).__name__}) cannot be written to a run's files")
+
+
+def _open_for_append(path: Path) -> BinaryIO:
+    """The file, open at the end of its last whole line."""
+    if path.exists():
+        with path.open("rb+") as file:
+            content = file.read()
+            if content and not content.endswith(b"\n"):
+                file.truncate(content.rfind(b"\n") + 1)
+    return path.open("ab")
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Make a rename lasting, where the system can."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
