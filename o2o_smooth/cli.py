@@ -8,6 +8,7 @@ o2o-smooth tasks  what --task knows
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import re
@@ -41,9 +42,9 @@ examples:
 """
 
 EPILOG = """\
-Every option can stand in a TOML file given with --config; flags go first, then the file, then the agent's preset for the
-task's domain. With --pretrained the defaults are those of the checkpoint. Names in the file are the flags' names, at the
-top level or under their group: [hyper], [smoothing], [evaluation]."""
+Every option can stand in a TOML file given with --config; flags go first, then the file, then the agent's preset for
+the task's domain. With --pretrained the defaults are those of the checkpoint. Names in the file are the flags' names,
+at the top level or under their group: [hyper], [smoothing], [evaluation]."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -219,12 +220,12 @@ def _tyro(kind: Any, default: Any, arguments: Sequence[str], prog: str) -> Any:
         if help_wanted and stop.code in (0, None):
             print(EPILOG if prog.endswith("run") else "", end="\n")
             raise
-        raise O2OError(_one_line(captured.getvalue(), prog)) from None
+        raise O2OError(_one_line(captured.getvalue(), prog, default)) from None
 
 
-def _one_line(box: str, prog: str) -> str:
+def _one_line(box: str, prog: str, default: Any) -> str:
     """The first paragraph of one of tyro's boxes."""
-    lines = []
+    lines: list[str] = []
     for raw in box.splitlines():
         line = raw.strip("│ ╭╮╰╯")
         if raw.startswith("╭"):
@@ -235,4 +236,18 @@ def _one_line(box: str, prog: str) -> str:
             continue
         lines.append(line)
     text = re.sub(r"\s+", " ", " ".join(lines)).rstrip(". ") or "bad options"
+    text = re.sub(r"^Error parsing [A-Za-z_]+: ", "", text)  # a setting that its own check refused
+    unknown = re.match(r"Unrecognized options: (\S+)", text)
+    if unknown:
+        close = difflib.get_close_matches(unknown[1].rstrip(","), _flags(default), n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        text = f"unknown option {unknown[1].rstrip(',')}{hint}"
     return f"{text}; {prog} --help shows every option"
+
+
+def _flags(default: Any) -> list[str]:
+    flags: list[str] = []
+    for field in dataclasses.fields(default):
+        inner = getattr(default, field.name)
+        flags += _flags(inner) if dataclasses.is_dataclass(inner) else ["--" + field.name.replace("_", "-")]
+    return flags

@@ -269,7 +269,7 @@ class Agent:
         else:
             total, losses, info = self._loss_function(plan)(source, target, noise, weights)
             self.optimizer.zero_grad(set_to_none=True)
-            total.backward()
+            total.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         if move_targets:
             self.networks.update_targets(self.config.tau)
@@ -313,8 +313,8 @@ class Agent:
             batch = as_batch(batch, members=self.members, device=self.device, dtype=self.dtype)
         if batch.obs.shape[-1] != self.obs_dim or batch.action.shape[-1] != self.action_dim:
             raise DataError(
-                f"the batch has observations of {batch.obs.shape[-1]} and actions of {batch.action.shape[-1]} features, "
-                f"the agent was built for {self.obs_dim} and {self.action_dim}"
+                f"the batch has observations of {batch.obs.shape[-1]} and actions of {batch.action.shape[-1]} "
+                f"features, the agent was built for {self.obs_dim} and {self.action_dim}"
             )
         if batch.obs.shape[0] != self.members:
             raise DataError(f"the batch has {batch.obs.shape[0]} members, the agent {self.members}")
@@ -332,7 +332,8 @@ class Agent:
         kinds = {name: mix.kind(name) for name in COMPONENTS}
         offline = wanted(self.offline.components, kinds, "offline")
         online = wanted(self.online.components, kinds, "online")
-        # A pure step keeps its own rhythm; a blended one takes the slower of the two.
+        # A pure step keeps its own rhythm; a blended one takes the slower of the two. Where the rhythms differ (IQL or
+        # CQL towards TD3), a member at weight 0 so moves its actor at the slower one while another member is mixed.
         delay = max([o.delay for o, want in ((self.offline, offline), (self.online, online)) if want], default=1)
         due = (self.updates + 1) % delay == 0
         if not due:

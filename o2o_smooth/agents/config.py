@@ -92,7 +92,7 @@ class AgentConfig:
         require_range(self, 0.0, 1.0, "tau", open_low=True)
         require_range(self, 0.0, 1.0, "actor_lr", "critic_lr", "value_lr", "temperature_lr")
         _require(
-            len(self.hidden_dims) > 0 and all(isinstance(h, int) and h > 0 for h in self.hidden_dims),
+            bool(self.hidden_dims) and min(self.hidden_dims) > 0,
             f"hidden_dims must be one or more positive widths, got {self.hidden_dims}",
         )
         _require(self.num_critics >= 1, f"num_critics must be at least 1, got {self.num_critics}")

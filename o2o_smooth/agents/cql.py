@@ -1,12 +1,12 @@
-"""CQL: conservative Q-learning (Kumar et al. 2020, arXiv 2006.04779) and Cal-QL (Nakamoto et al. 2023, arXiv 2303.05479).
+"""CQL (Kumar et al. 2020, arXiv 2006.04779) and Cal-QL (Nakamoto et al. 2023, arXiv 2303.05479).
 
     critic       SAC's + cql_weight (log sum_a exp(Q_e(s, a) - log mu(a)) - Q_e(s, a_data))
     actor        SAC's
     temperature  SAC's
 
-The sum runs over `cql_actions` actions each from the uniform distribution, pi(.|s) and pi(.|s'), corrected by the density
-mu each was drawn from. `calibrated` replaces the pushed-down Q of the policy's actions by max(Q, Monte-Carlo return).
-`cql_target_gap` turns on the Lagrange form, in which a multiplier holds the penalty's gap at that value.
+The sum runs over `cql_actions` actions each from the uniform distribution, pi(.|s) and pi(.|s'), corrected by the
+density mu each was drawn from. `calibrated` replaces the pushed-down Q of the policy's actions by max(Q, Monte-Carlo
+return). `cql_target_gap` turns on the Lagrange form, in which a multiplier holds the penalty's gap at that value.
 
 Online: SAC, TD3, or `same`. Towards SAC on one batch, smoothing is annealing of cql_weight.
 """
@@ -95,7 +95,7 @@ class CQLObjective(SACObjective):
         n = action.shape[1]
         wide = obs.unsqueeze(1).expand(-1, n, -1, -1).flatten(1, 2)  # (M, n B, O)
         q = (self.networks.target_q if target else self.networks.q)(wide, action.flatten(1, 2))
-        return q.unflatten(-1, (n, -1))
+        return q.view(*q.shape[:2], n, -1)
 
     def critic_loss(self, batch: Batch, noise: Noise, target: Tensor | None = None) -> Term:
         """Bellman error plus the conservative penalty (arXiv 2006.04779, eq. 4 with the R = H variant)."""

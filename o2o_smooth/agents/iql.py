@@ -82,7 +82,7 @@ class IQLObjective:
     def value_loss(self, target_q: Tensor, v: Tensor) -> Term:
         """Expectile regression of V towards the target critic (arXiv 2110.06169, eq. 5)."""
         error = target_q - v
-        weight = torch.where(error > 0, self.config.expectile, 1.0 - self.config.expectile)
+        weight = (self.config.expectile - (error < 0).to(error.dtype)).abs()
         return Term((weight * error.square()).mean(-1), {"value/v": v.detach().mean(-1)})
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +38,7 @@ class MLP(nn.Module):
         super().__init__()
         self.members, self.copies, self.layer_norm = members, copies, layer_norm
         sizes = [in_dim, *hidden_dims, out_dim]
-        self.weights = nn.ParameterList(
-            nn.Parameter(torch.zeros(members, copies, i, o)) for i, o in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.weights = nn.ParameterList(nn.Parameter(torch.zeros(members, copies, i, o)) for i, o in pairwise(sizes))
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(members, copies, 1, o)) for o in sizes[1:])
         hidden = hidden_dims if layer_norm else ()
         self.gains = nn.ParameterList(nn.Parameter(torch.ones(members, copies, 1, h)) for h in hidden)
@@ -70,7 +69,7 @@ class MLP(nn.Module):
                         gain, shift = gain.detach(), shift.detach()
                     x = F.layer_norm(x, x.shape[-1:]) * gain.flatten(0, 1) + shift.flatten(0, 1)
                 x = F.relu(x)
-        return x.unflatten(0, (self.members, self.copies))
+        return x.view(self.members, self.copies, *x.shape[1:])
 
 
 def tanh_log_prob(noise: Tensor, log_std: Tensor, pre_tanh: Tensor) -> Tensor:
@@ -138,8 +137,8 @@ class Actor(nn.Module):
 class Networks(nn.Module):
     """All tensors of an agent: actor, critics and their targets, and where needed V, target actor and temperature.
 
-    The observation normaliser and the action scaling live here, so no checkpoint can lose them. `encode` is applied once
-    to each batch; losses then see normalised observations and actions in [-1, 1].
+    The observation normaliser and the action scaling live here, so no checkpoint can lose them. They are applied
+    once to each batch; losses then see normalised observations and actions in [-1, 1].
 
     Args:
         seeds: One per member.
@@ -217,7 +216,8 @@ class Networks(nn.Module):
         """Freeze the observation statistics, (O,) each; a constant feature (std below 1e-6) is only centred."""
         if mean.shape != self.obs_mean.shape or std.shape != self.obs_std.shape:
             raise ValueError(
-                f"normaliser of shapes {tuple(mean.shape)} and {tuple(std.shape)}, expected {tuple(self.obs_mean.shape)}"
+                f"normaliser of shapes {tuple(mean.shape)} and {tuple(std.shape)}, "
+                f"expected {tuple(self.obs_mean.shape)}"
             )
         self.obs_mean.copy_(mean)
         self.obs_std.copy_(torch.where(std < 1e-6, torch.ones_like(std), std))
@@ -272,7 +272,8 @@ class Networks(nn.Module):
     @torch.no_grad()
     def update_targets(self, tau: float) -> None:
         """Polyak step of every target network: target <- (1 - tau) target + tau online."""
-        online, target = list(self.critic.parameters()), list(self.target_critic.parameters())
+        online: list[Tensor] = list(self.critic.parameters())
+        target: list[Tensor] = list(self.target_critic.parameters())
         if self.target_actor is not None:
             online += list(self.actor.parameters())
             target += list(self.target_actor.parameters())

@@ -120,8 +120,8 @@ def load_agent(
         device: Where the agent goes.
         compile: See `Agent`.
         expected: Refuse another kind of agent.
-        online: Another online objective than the saved one. Networks that only it needs start fresh: a target actor as a
-            copy of the actor, a temperature at its configured start.
+        online: Another online objective than the saved one. Networks that only it needs start fresh: a target actor as
+            a copy of the actor, a temperature at its configured start.
         config: Other settings than the saved ones; the networks' shapes must stay.
 
     Raises:

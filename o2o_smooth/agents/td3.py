@@ -3,8 +3,8 @@
     critic  (Q_e(s, a) - y)^2,  y = r + gamma (1 - terminated) min_e Q'_e(s', clip(pi'(s') + clip(eps, -c, c), -1, 1))
     actor   -Q_1(s, pi(s)), every `actor_delay` critic updates; the target networks move with it
 
-Deviations: on a Gaussian actor (IQL, CQL) the deterministic policy is tanh of the mean. With `q_scale` the actor loss is
--lambda Q_1 with lambda = q_scale / mean|Q_1|, as in TD3+BC, so that smoothing from TD3+BC moves the BC term alone.
+Deviations: on a Gaussian actor (IQL, CQL) the deterministic policy is tanh of the mean. With `q_scale` the actor loss
+is -lambda Q_1 with lambda = q_scale / mean|Q_1|, as in TD3+BC, so that smoothing from TD3+BC moves the BC term alone.
 """
 
 from __future__ import annotations

@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,18 @@ class _QueueSink:
         self.messages.put(("note", text))
 
 
+def _die_with_parent() -> None:
+    """Leave no worker behind, training for nobody, when the process that shows it is killed."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _work(config: RunConfig[Any], name: str, messages: Any) -> Path:
     from o2o_smooth.training.run import run
 
@@ -42,15 +56,15 @@ def run_arms(
 ) -> dict[str, Path]:
     """Run every arm; returns their folders.
 
-    Each arm gets one CPU thread, which is faster than several threads taking turns; as many arms run at once as there are
-    cores.
+    Each arm gets one CPU thread, which is faster than several threads taking turns; as many arms run at once as there
+    are cores.
 
     Raises:
         O2OError: What the first failing arm raised; the others are stopped.
     """
     workers = workers or min(len(arms), os.cpu_count() or 1)
     context = multiprocessing.get_context("spawn")  # a fork would copy the learner's threads
-    with context.Manager() as manager, ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with context.Manager() as manager, _pool(workers, context) as pool:
         messages = manager.Queue()
         futures = {name: pool.submit(_work, config, name, messages) for name, config in arms.items()}
         try:
@@ -64,6 +78,10 @@ def run_arms(
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
+
+
+def _pool(workers: int, context: BaseContext) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent)
 
 
 def _show(messages: Any, progress: ProgressSink) -> None:

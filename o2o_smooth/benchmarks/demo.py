@@ -73,7 +73,7 @@ def _settings(config: DemoConfig, smoothing: SmoothingConfig, **rest: Any) -> Ru
     return RunConfig(
         hyper=IQLConfig(
             hidden_dims=(128, 128),
-            critic_layer_norm=True,
+            critic_layer_norm=False,
             expectile=0.7,
             beta=3.0,
             sac=SACObjectiveConfig(initial_temperature=0.1),

@@ -1,7 +1,7 @@
 """Replay buffers on the learner's device, with a members axis.
 
-A row is packed into one float32 vector, so that a write is one copy and a batch is one gather. The offline data of a run is
-stored once and shared by all members; each member's online data is its own.
+A row is packed into one float32 vector, so that a write is one copy and a batch is one gather. The offline data of a
+run is stored once and shared by all members; each member's online data is its own.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class ReplayBuffer:
         except RuntimeError as error:
             gib = rings * capacity * width * 4 / 2**30
             raise ConfigError(
-                f"a replay buffer of {rings} x {capacity:,} rows needs {gib:.1f} GiB, which {self.device} does not have; "
-                f"use fewer members or a smaller capacity"
+                f"a replay buffer of {rings} x {capacity:,} rows needs {gib:.1f} GiB, which {self.device} does not "
+                f"have; use fewer members or a smaller capacity"
             ) from error
         self._written = 0  # rows per ring, ever
 
@@ -149,7 +149,7 @@ def pack(
 
 def unpack(rows: Tensor, obs_dim: int, action_dim: int) -> Batch:
     """Packed rows (M, B, width) to a batch of views."""
-    obs, next_obs, action, rest = rows.split([obs_dim, obs_dim, action_dim, 4], dim=-1)
+    obs, next_obs, action, rest = torch.split(rows, [obs_dim, obs_dim, action_dim, 4], dim=-1)
     reward, terminated, truncated, mc_return = rest.unbind(-1)
     return Batch(obs, action, reward, next_obs, terminated, truncated, mc_return)
 

@@ -31,8 +31,8 @@ class Episode:
 class Collector:
     """Steps M x n environments in lockstep and writes what happened.
 
-    Sub-environment `m * n + j` belongs to member m. Both end flags are kept, and the successor of an episode's last step
-    is its true final observation, never the next episode's first.
+    Sub-environment `m * n + j` belongs to member m. Both end flags are kept, and the successor of an episode's last
+    step is its true final observation, never the next episode's first.
 
     Args:
         envs: Vector environment of M x n sub-environments, autoreset SAME_STEP.
@@ -58,8 +58,12 @@ class Collector:
         self.per_member = envs.num_envs // members
         if self.per_member * members != envs.num_envs:
             raise EnvError(f"{envs.num_envs} environments cannot be shared evenly by {members} members")
-        obs, _ = envs.reset(seed=list(seeds))
+        # Sync and AsyncVectorEnv take one seed each; their base class knows a single one only.
+        obs, _ = envs.reset(seed=list(seeds))  # type: ignore[arg-type]
         self._obs: FloatArray = np.array(obs, dtype=np.float32)
+        finite = np.isfinite(self._obs).all(axis=1)
+        if not finite.all():
+            raise EnvError(f"environment {int(np.argmin(finite))} returned NaN or infinity at its first reset")
         self._returns = np.zeros(envs.num_envs)
         self._rewards: list[list[float]] = [[] for _ in range(envs.num_envs)]  # mapped, of the running episodes
         self._first_row = np.zeros(envs.num_envs, dtype=np.int64)
@@ -76,8 +80,9 @@ class Collector:
         action = policy(obs.reshape(m, n, -1)).reshape(m * n, -1)
         next_obs, reward, terminated, truncated, infos = self.envs.step(action)
         final = final_observations(next_obs, infos)
-        if not (np.isfinite(final).all() and np.isfinite(reward).all()):
-            broken = int(np.argmin(np.isfinite(final).all(axis=1) & np.isfinite(reward)))
+        if not (np.isfinite(final).all() and np.isfinite(next_obs).all() and np.isfinite(reward).all()):
+            finite = np.isfinite(final).all(axis=1) & np.isfinite(next_obs).all(axis=1) & np.isfinite(reward)
+            broken = int(np.argmin(finite))
             raise EnvError(
                 f"environment {broken} returned NaN or infinity at online step {self.env_steps} "
                 f"(reward {reward[broken]}, action {action[broken].tolist()})"
@@ -94,7 +99,7 @@ class Collector:
             if not self._rewards[i]:
                 self._first_row[i] = row_number + i % n
             self._rewards[i].append(float(mapped[i]))
-        return [self._finish(i) for i in np.flatnonzero(ended)]
+        return [self._finish(int(i)) for i in np.flatnonzero(ended)]
 
     def _finish(self, i: int) -> Episode:
         rewards = self._rewards[i]

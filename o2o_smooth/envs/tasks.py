@@ -308,7 +308,7 @@ def _unknown(name: str) -> str:
     meant = f"; did you mean {', '.join(candidates[match] for match in close)}?" if close else ";"
     return (
         f"unknown task {name!r}{meant} expected a D4RL id, a Minari id or a registered gymnasium environment "
-        f"(o2o_smooth.envs.known_tasks() lists the tasks)"
+        f"(o2o-smooth tasks lists them)"
     )
 
 

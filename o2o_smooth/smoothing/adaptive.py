@@ -88,7 +88,8 @@ class PerformanceGate:
         w += interval / ramp_steps              if  Rbar >= R_random + share (R_switch - R_random)
         w -= retreat * interval / ramp_steps    otherwise
 
-    Where no random return is known, the bar is R_switch - (1 - share) |R_switch|.
+    Where no random return is known, or the policy at the switch is no better than it, the bar is
+    R_switch - (1 - share) |R_switch|. A decision repeats the last one while no new episode has ended.
 
     Source: ours; one of several adaptive rules compared in a prototype study.
     """
@@ -103,7 +104,7 @@ class PerformanceGate:
         self.config = config or PerformanceGateConfig()
         self.members = members
         self.random_return = random_return
-        self._weights = np.zeros(members)
+        self._progress = [0.0] * members  # w * ramp_steps: whole steps add up exactly, fractions of 1 do not
         self._reference: list[list[float]] = [[] for _ in range(members)]
         self._recent: list[deque[float]] = [deque(maxlen=self.config.window) for _ in range(members)]
         self._decisions = 0
@@ -113,6 +114,7 @@ class PerformanceGate:
         for value in returns:
             if not math.isfinite(value):
                 raise ValueError(f"performance_gate: episode return of member {member} is {value}")
+        for value in returns:
             if len(self._reference[member]) < self.config.reference_episodes:
                 self._reference[member].append(float(value))
             self._recent[member].append(float(value))
@@ -124,7 +126,7 @@ class PerformanceGate:
             return None
         reference = float(np.mean(seen))
         if self.random_return is not None and reference > self.random_return:
-            return self.random_return + self.config.share * (reference - self.random_return)
+            return reference - (1.0 - self.config.share) * (reference - self.random_return)
         return reference - (1.0 - self.config.share) * abs(reference)
 
     def advance(self, t: float) -> None:
@@ -135,18 +137,18 @@ class PerformanceGate:
         self._decisions = max(self._decisions, due)
 
     def _decide(self) -> None:
-        step = self.config.interval / self.config.ramp_steps
+        step = self.config.interval
         for member in range(self.members):
             bar = self.bar(member)
             if bar is None:
                 continue
             is_open = float(np.mean(self._recent[member])) >= bar
-            moved = self._weights[member] + (step if is_open else -self.config.retreat * step)
-            self._weights[member] = min(max(moved, 0.0), 1.0)
+            moved = self._progress[member] + (step if is_open else -self.config.retreat * step)
+            self._progress[member] = min(max(moved, 0.0), self.config.ramp_steps)
 
     def weights(self) -> Weights:
         """See `AdaptiveRule`."""
-        return self._weights.copy()
+        return np.array(self._progress) / self.config.ramp_steps
 
     def signals(self) -> dict[str, Weights]:
         """Running return and bar per member; NaN where not known yet."""
@@ -160,7 +162,7 @@ class PerformanceGate:
     def state_dict(self) -> dict[str, Any]:
         """See `AdaptiveRule`."""
         return {
-            "weights": self._weights.tolist(),
+            "progress": list(self._progress),
             "reference": [list(r) for r in self._reference],
             "recent": [list(r) for r in self._recent],
             "decisions": self._decisions,
@@ -168,9 +170,9 @@ class PerformanceGate:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `AdaptiveRule`."""
-        if len(state["weights"]) != self.members:
-            raise ValueError(f"performance_gate: state of {len(state['weights'])} members, expected {self.members}")
-        self._weights = np.array(state["weights"], dtype=np.float64)
+        if len(state["progress"]) != self.members:
+            raise ValueError(f"performance_gate: state of {len(state['progress'])} members, expected {self.members}")
+        self._progress = [float(x) for x in state["progress"]]
         self._reference = [[float(x) for x in r] for r in state["reference"]]
         self._recent = [deque((float(x) for x in r), maxlen=self.config.window) for r in state["recent"]]
         self._decisions = int(state["decisions"])

@@ -1,8 +1,8 @@
 """SmoothingController: signals in, Mix out.
 
-The controller owns the clock since the switch and one weight per component and population member. A weight follows a curve
-(`schedules`) or an adaptive rule (`adaptive`) behind one interface; the share of offline rows in the online objective's
-batch is an axis of its own. It never looks inside an agent, so it also smooths two losses of your own:
+The controller owns the clock since the switch and one weight per component and population member. A weight follows a
+curve (`schedules`) or an adaptive rule (`adaptive`) behind one interface; the share of offline rows in the online
+objective's batch is an axis of its own. It never looks inside an agent, so it also smooths two losses of your own:
 
     smoothing = SmoothingController("linear:5000")
     smoothing.start()                                    # at the switch
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from o2o_smooth.smoothing.adaptive import AdaptiveRule, PerformanceGate, PerformanceGateConfig
-from o2o_smooth.smoothing.objective import COMPONENTS, Mix, Mode, effective_weight, raw_weight
+from o2o_smooth.smoothing.objective import COMPONENTS, MODES, Mix, Mode, effective_weight, raw_weight
 from o2o_smooth.smoothing.schedules import Schedule, Stay, parse_schedule
 
 Weights = NDArray[np.float64]  # (M,)
@@ -44,11 +44,15 @@ class OfflineShare:
         for name, value in (("start", self.start), ("end", self.end)):
             if value is not None and not 0.0 <= value <= 1.0:
                 raise ValueError(f"offline share: {name} must lie in [0, 1], got {value}")
+        if self.end is not None and isinstance(self.schedule, Stay):
+            raise ValueError("offline share: an end is reached along a schedule other than stay")
 
     def __call__(self, t: float) -> float:
         """Share t steps after the switch."""
-        end = self.start if self.end is None else self.end
-        return self.start + (end - self.start) * self.schedule(t)
+        if self.end is None:
+            return self.start
+        s = self.schedule(t)
+        return (1 - s) * self.start + s * self.end  # exact at both ends
 
 
 class SmoothingController:
@@ -61,8 +65,8 @@ class SmoothingController:
         offline_share: Share of offline rows in the online objective's batch, fixed or annealed.
         members: M, population members.
         unit: What the curves count: environment steps per member, or updates.
-        weight_in: `raw`: the curve is w. `effective`: the curve is the share of the online gradient in the step, and w is
-            solved from measured gradient norms (`observe_gradients`).
+        weight_in: `raw`: the curve is w. `effective`: the curve is the share of the online gradient in the step, and w
+            is solved from measured gradient norms (`observe_gradients`).
         mode: How agents blend; see `Mix`.
         random_return: Return of a random policy, where known; adaptive rules measure from there.
 
@@ -87,6 +91,8 @@ class SmoothingController:
             raise ValueError(f"unit must be env_steps or updates, got '{unit}'")
         if weight_in not in ("raw", "effective"):
             raise ValueError(f"weight_in must be raw or effective, got '{weight_in}'")
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got '{mode}'")
         self.members, self.unit, self.weight_in, self.mode = members, unit, weight_in, mode
         if isinstance(schedule, str):
             schedule = make_rule(schedule, ramp_steps, members=members, random_return=random_return)
@@ -110,7 +116,13 @@ class SmoothingController:
     # The clock
 
     def start(self) -> None:
-        """The switch: from here on time counts; before it everything is purely offline."""
+        """The switch: from here on time counts; before it everything is purely offline.
+
+        Raises:
+            ValueError: It has been started before; a second switch needs a controller of its own.
+        """
+        if self.started:
+            raise ValueError("the controller has been started already; a second switch needs a controller of its own")
         self.started, self.env_steps, self.updates = True, 0, 0
         self._mix = None
 
@@ -175,7 +187,7 @@ class SmoothingController:
             weights = {}
             for name in COMPONENTS:
                 weight = self.curve(name)
-                if self.weight_in == "effective" and name in self._norms:
+                if self.weight_in == "effective" and self.mode != "matched" and name in self._norms:
                     weight = raw_weight(weight, *self._norms[name])
                 weights[name] = weight
             share = self.offline_share(self.t) if self.started else 1.0
@@ -183,8 +195,13 @@ class SmoothingController:
         return self._mix
 
     def effective_weights(self) -> dict[str, Weights]:
-        """Share of the online gradient in each component's step, (M,); only where norms have been observed."""
+        """Share of the online gradient in each component's step, (M,); only where norms have been observed.
+
+        Matched gradients are of one norm, so there the share is w itself.
+        """
         weights = self.mix().weights
+        if self.mode == "matched":
+            return {name: weights[name].copy() for name in self._norms}
         return {name: effective_weight(weights[name], *norms) for name, norms in self._norms.items()}
 
     def blend(
@@ -198,25 +215,31 @@ class SmoothingController:
             component: Whose weight to use.
 
         Raises:
-            ValueError: A loss of another shape than a scalar or (M,), or an unknown component.
+            ValueError: A loss of another shape than a scalar or (M,), an unknown component, or a mode other than
+                `loss`.
         """
+        if self.mode != "loss":
+            raise ValueError(f"blend() mixes losses; mode '{self.mode}' needs more than two losses: it is for agents")
         if component not in COMPONENTS:
             raise ValueError(f"there is no component '{component}'; there are {', '.join(COMPONENTS)}")
         mix = self.mix()
         kind = mix.kind(component)
         if kind == "offline":
-            return _loss(offline)
+            return self._loss(offline)
         if kind == "online":
-            return _loss(online)
-        a, b = _loss(offline), _loss(online)
-        if a.shape != b.shape or a.shape not in ((), (self.members,)):
-            raise ValueError(
-                f"both losses must be scalars or of shape ({self.members},), got {tuple(a.shape)} and {tuple(b.shape)}"
-            )
-        if a.dim() == 0 and self.members > 1:
-            raise ValueError(f"with {self.members} members the losses need a members axis, got scalars")
+            return self._loss(online)
+        a, b = self._loss(offline), self._loss(online)
+        if a.shape != b.shape:
+            raise ValueError(f"both losses must be of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
         w = torch.as_tensor(mix.weights[component], dtype=b.dtype, device=b.device).reshape(b.shape)
         return (1 - w) * a + w * b
+
+    def _loss(self, loss: Callable[[], Tensor] | Tensor) -> Tensor:
+        value = loss if isinstance(loss, Tensor) else loss()
+        if value.shape != (self.members,) and not (value.dim() == 0 and self.members == 1):
+            wanted = "a scalar or of shape (1,)" if self.members == 1 else f"of shape ({self.members},), one per member"
+            raise ValueError(f"a loss must be {wanted}, got shape {tuple(value.shape)}")
+        return value
 
     def log(self) -> list[dict[str, float]]:
         """One row of metrics per member: weights, effective weights, offline share and the rule's signals."""
@@ -247,10 +270,10 @@ class SmoothingController:
         """
         if (state["rule"] is None) != isinstance(self.rule, Schedule):
             raise ValueError("the state was taken from another kind of smoothing rule (curve against adaptive)")
-        self.started = bool(state["started"])
-        self.env_steps, self.updates = int(state["env_steps"]), int(state["updates"])
         if not isinstance(self.rule, Schedule):
             self.rule.load_state_dict(state["rule"])
+        self.started = bool(state["started"])
+        self.env_steps, self.updates = int(state["env_steps"]), int(state["updates"])
         self._norms = {k: (np.array(a), np.array(b)) for k, (a, b) in state["norms"].items()}
         self._mix = None
 
@@ -280,7 +303,3 @@ def make_rule(
         raise ValueError(f"schedule '{text}': how long? write performance_gate:STEPS or give the ramp length")
     config = PerformanceGateConfig(ramp_steps=ramp_steps)
     return PerformanceGate(config, members=members, random_return=random_return)
-
-
-def _loss(loss: Callable[[], Tensor] | Tensor) -> Tensor:
-    return loss if isinstance(loss, Tensor) else loss()

@@ -5,9 +5,9 @@ blend never looks inside: it takes the terms of both sides and a weight per comp
 
     L_w = (1 - w) L_offline + w L_online.
 
-Whether a component is purely offline, mixed or purely online is known on the host (`Mix.kind`), so a side without weight
-is never computed; inside the mixed range the weight is a tensor, so a moving weight never recompiles anything. Nothing
-here imports anything of ours.
+Whether a component is purely offline, mixed or purely online is known on the host (`Mix.kind`), so a side without
+weight is never computed; inside the mixed range the weight is a tensor, so a moving weight never recompiles anything.
+Nothing here imports anything of ours.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ class Mix:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got '{self.mode}'")
+        if not 0.0 <= self.offline_fraction <= 1.0:
+            raise ValueError(f"offline_fraction must lie in [0, 1], got {self.offline_fraction}")
         kinds: dict[str, Kind] = {}
         for name, weight in self.weights.items():
             if not bool(((weight >= 0) & (weight <= 1)).all()):
@@ -155,9 +157,13 @@ def match_gradients(offline: Sequence[Tensor], online: Sequence[Tensor], w: Tens
     """
     n_off, n_on = member_norms(offline), member_norms(online)
     common = (1 - w) * n_off + w * n_on
-    tiny = torch.finfo(n_off.dtype).tiny
-    scale_off = torch.where(w == 0, torch.ones_like(w), (1 - w) * common / n_off.clamp_min(tiny))
-    scale_on = torch.where(w == 1, torch.ones_like(w), w * common / n_on.clamp_min(tiny))
+
+    def scale(pure: Tensor, share: Tensor, norm: Tensor) -> Tensor:
+        # A zero norm must not become a huge factor: infinity times a zero gradient is NaN.
+        factor = torch.where(norm > 0, share * common / torch.where(norm > 0, norm, torch.ones_like(norm)), 0.0)
+        return torch.where(pure, torch.ones_like(w), factor)
+
+    scale_off, scale_on = scale(w == 0, 1 - w, n_off), scale(w == 1, w, n_on)
 
     def per_member(scale: Tensor, like: Tensor) -> Tensor:
         return scale.view(-1, *([1] * (like.dim() - 1)))
@@ -176,6 +182,11 @@ def effective_weight(
 def raw_weight(
     effective: NDArray[np.float64], norm_offline: NDArray[np.float64], norm_online: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The inverse of `effective_weight`: the w that gives the wanted effective weight; exact at 0 and 1."""
-    total = (1 - effective) * norm_online + effective * norm_offline
-    return np.where(total > 0, effective * norm_offline / np.where(total > 0, total, 1.0), effective)
+    """The inverse of `effective_weight`: the w that gives the wanted effective weight; exact at 0 and 1.
+
+    Where a norm is zero or not finite no w gives it, and the wanted weight itself is returned: solving would jump to an
+    end on a gradient that says nothing.
+    """
+    solvable = (norm_offline > 0) & (norm_online > 0) & np.isfinite(norm_offline) & np.isfinite(norm_online)
+    offline, online = np.where(solvable, norm_offline, 1.0), np.where(solvable, norm_online, 1.0)
+    return np.where(solvable, effective * offline / ((1 - effective) * online + effective * offline), effective)

@@ -1,7 +1,8 @@
 """Weight curves w(t): how far the online objective has taken over, t steps after the switch.
 
 Every curve is a frozen dataclass that maps a step count (environment steps or updates: the controller says which) to a
-weight in [0, 1]; 0 is the pure offline objective, 1 the pure online one. Nothing here imports torch or anything of ours.
+weight in [0, 1]; 0 is the pure offline objective, 1 the pure online one. Nothing here imports torch or anything of
+ours.
 
 `parse_schedule` reads the short text form used on the command line and in config files:
 
@@ -13,6 +14,7 @@ with modifiers in front, applied from right to left: `hold:1000+linear:5000`, `f
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -35,6 +37,11 @@ class Schedule(Protocol):
 
 def _fraction(t: float, steps: float) -> float:
     return min(max(t / steps, 0.0), 1.0)
+
+
+def _text(number: float) -> str:
+    """A number as text that reads back as the same number, without a plus sign: that joins the parts of a schedule."""
+    return f"{number:.0f}" if number == int(number) and abs(number) < 1e15 else repr(float(number)).replace("e+", "e")
 
 
 def _check_steps(name: str, steps: float) -> None:
@@ -80,7 +87,7 @@ class Linear:
         return _fraction(t, self.steps)
 
     def __str__(self) -> str:
-        return f"linear:{self.steps:g}"
+        return f"linear:{_text(self.steps)}"
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ class Cosine:
         return x if x in (0.0, 1.0) else (1.0 - math.cos(math.pi * x)) / 2.0
 
     def __str__(self) -> str:
-        return f"cosine:{self.steps:g}"
+        return f"cosine:{_text(self.steps)}"
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ class Exponential:
         return 1.0 if t >= self.steps else -math.expm1(-max(t, 0.0) / self.time_constant)
 
     def __str__(self) -> str:
-        return f"exponential:{self.steps:g}"
+        return f"exponential:{_text(self.steps)}"
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,7 @@ class Sigmoid:
         return (math.tanh(self.k * (x - 0.5) / 2) - low) / (high - low)
 
     def __str__(self) -> str:
-        return f"sigmoid:{self.steps:g}:{self.k:g}"
+        return f"sigmoid:{_text(self.steps)}:{_text(self.k)}"
 
 
 @dataclass(frozen=True)
@@ -165,10 +172,10 @@ class Power:
 
     def __call__(self, t: float) -> float:
         """See `Schedule`."""
-        return 1.0 - (1.0 - _fraction(t, self.steps)) ** self.p
+        return 1.0 - math.pow(1.0 - _fraction(t, self.steps), self.p)
 
     def __str__(self) -> str:
-        return f"power:{self.steps:g}:{self.p:g}"
+        return f"power:{_text(self.steps)}:{_text(self.p)}"
 
 
 @dataclass(frozen=True)
@@ -187,10 +194,10 @@ class Steps:
         """See `Schedule`."""
         if t >= self.steps:
             return 1.0
-        return math.floor(_fraction(t, self.steps) * self.n) / self.n
+        return math.floor(max(t, 0.0) * self.n / self.steps) / self.n  # t / N * n would round some stairs down
 
     def __str__(self) -> str:
-        return f"steps:{self.steps:g}:{self.n}"
+        return f"steps:{_text(self.steps)}:{self.n}"
 
 
 @dataclass(frozen=True)
@@ -209,7 +216,7 @@ class Hold:
         return 0.0 if t < self.hold else self.then(t - self.hold)
 
     def __str__(self) -> str:
-        return f"hold:{self.hold:g}+{self.then}"
+        return f"hold:{_text(self.hold)}+{self.then}"
 
 
 @dataclass(frozen=True)
@@ -228,7 +235,7 @@ class Floor:
         return min(self.curve(t), 1.0 - self.floor)
 
     def __str__(self) -> str:
-        return f"floor:{self.floor:g}+{self.curve}"
+        return f"floor:{_text(self.floor)}+{self.curve}"
 
 
 _CURVES: dict[str, tuple[Callable[..., Schedule], int]] = {  # constructor, number of optional further arguments
@@ -252,7 +259,7 @@ def parse_schedule(text: str, ramp_steps: float | None = None) -> Schedule:
     Raises:
         ValueError: The text cannot be read; the message names the part and lists what exists.
     """
-    *modifiers, last = [part.strip() for part in text.split("+")]
+    *modifiers, last = [part.strip() for part in re.split(r"(?<![\d.][eE])\+", text)]  # not the plus sign of 1e+5
     curve = _parse_curve(last, text, ramp_steps)
     for part in reversed(modifiers):
         name, *args = part.split(":")
@@ -283,7 +290,7 @@ def _parse_curve(part: str, text: str, ramp_steps: float | None) -> Schedule:
     if len(numbers) > 1 + extra:
         raise ValueError(f"schedule '{text}': {name} takes at most {1 + extra} numbers, got {len(numbers)}")
     if make is Steps and len(numbers) == 2:
-        if numbers[1] != int(numbers[1]):
+        if not numbers[1].is_integer():
             raise ValueError(f"schedule '{text}': the number of stairs must be whole, got {numbers[1]:g}")
         return Steps(numbers[0], int(numbers[1]))
     return make(*numbers)

@@ -176,10 +176,10 @@ def _draw_arms(
     labels = []
     j0 = float(np.mean([curve.scores[0] for curves in arms.values() for curve in curves]))
     axes.axhline(j0, color=_INK, lw=0.9, ls=(0, (5, 3)), zorder=1.5)
-    labels.append(_Label(j0, f"at the switch  {j0:.0f}", _INK, bold=False))
+    labels.append(_Label(j0, f"at the switch  {_amount(j0)}", _INK, bold=False))
     for name, value in reference.items():
         axes.axhline(value, color=_GREY, lw=0.9, ls=(0, (1, 2)), zorder=1.5)
-        labels.append(_Label(value, f"{name}  {value:.0f}", _GREY, bold=False))
+        labels.append(_Label(value, f"{name}  {_amount(value)}", _GREY, bold=False))
     for arm, curves in arms.items():
         colour, style = colours[arm]
         for curve in curves:
@@ -199,7 +199,10 @@ def _draw_arms(
             zorder=3.1,
             clip_on=False,
         )
-        labels.append(_Label(float(mean[-1]), f"{arm}  {mean[-1]:.0f}", colour, bold=True))
+        seen = mean[np.isfinite(mean)]  # a seed that came to NaN leaves a gap; the label says so
+        labels.append(
+            _Label(float(seen[-1]) if len(seen) else np.nan, f"{arm}  {_amount(mean[-1])}", colour, bold=True)
+        )
     _dress(axes)
     axes.margins(y=0.06)
     if all(curve.unit == "score" for curves in arms.values() for curve in curves):
@@ -312,7 +315,7 @@ def _label_right(axes: Axes, labels: list[_Label]) -> None:
     low, high = axes.get_ylim()
     height = axes.get_figure().get_size_inches()[1] * 0.62 * 72  # type: ignore[union-attr]  # points, about
     gap = (_LABEL_SIZE * 1.45) / height * (high - low)
-    labels.sort(key=lambda label: label.y)
+    labels = sorted((label for label in labels if np.isfinite(label.y)), key=lambda label: label.y)
     for label, y in zip(labels, _spread_out([label.y for label in labels], gap, low, high), strict=True):
         axes.annotate(
             label.text,
@@ -382,6 +385,11 @@ def _count(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g}{suffix}"
     return f"{value:.3g}"
+
+
+def _amount(value: float) -> str:
+    """A score or a return, as precise as can be read off a picture."""
+    return f"{value:,.0f}" if abs(value) >= 20 else f"{value:.2g}"
 
 
 def _headings(figure: Figure, title: str, subtitle: str) -> None:

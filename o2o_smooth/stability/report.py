@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from o2o_smooth.errors import O2OError
+from o2o_smooth.errors import DataError, O2OError
 from o2o_smooth.stability.metrics import RECOVERY_MARGIN, null_dip_from_std, stability_metrics
 
 if TYPE_CHECKING:
@@ -140,11 +140,11 @@ def arm_table(
             the spread of the episodes at the switch.
 
     Raises:
-        ValueError: An arm without curves, curves of different units, or a curve that has no metrics.
+        DataError: An arm without curves, curves of different units, or a curve that has no metrics.
     """
     units = {curve.unit for curves in arms.values() for curve in curves}
     if len(units) > 1:
-        raise ValueError("curves in normalised scores and curves in returns cannot share a table")
+        raise DataError("curves in normalised scores and curves in returns cannot share a table")
     return [_arm_row(arm, curves, budget, (null_dips or {}).get(arm)) for arm, curves in arms.items()]
 
 
@@ -191,16 +191,20 @@ _NARROW_HEADERS = ("Arm", "n", "J0", "Null\ndip", "Dip", "Dip\narea", "Min.\nat"
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     """One row as text."""
-    dropped = row["dropped"]
+    dropped, small = row["dropped"], row["unit"] == "return" and abs(row["j0"]) < 100
+
+    def amount(value: float) -> str:
+        return f"{value:.2f}" if small else f"{value:.1f}"
+
     return (
         str(row["arm"]),
         str(row["n"]),
-        f"{row['j0']:.1f}",
-        "-" if row["null_dip"] is None else f"{row['null_dip']:.1f}",
-        f"{row['dip']:.1f}",
-        f"{row['dip_area']:.1f}",
+        amount(row["j0"]),
+        "-" if row["null_dip"] is None else amount(row["null_dip"]),
+        amount(row["dip"]),
+        amount(row["dip_area"]),
         f"{row['dip_time']:,.0f}",
-        f"{row['final']:.1f}",
+        amount(row["final"]),
         f"{dropped} of {row['n']}",
         f"{row['recovered']} of {dropped}" if dropped else "-",
     )
@@ -214,7 +218,7 @@ def _pad(text: str, column: int, width: int) -> str:
 def _arm_row(arm: str, curves: Sequence[Curve], budget: float | None, measured: float | None) -> dict[str, Any]:
     """The row of one arm."""
     if not curves:
-        raise ValueError(f"arm {arm!r} has no curves")
+        raise DataError(f"arm {arm!r} has no curves")
     metrics, null_dips, dropped, recovered = [], [], 0, 0
     for curve in curves:
         point = abs(float(curve.scores[0])) / 100 if curve.unit == "return" else 1.0
@@ -223,7 +227,7 @@ def _arm_row(arm: str, curves: Sequence[Curve], budget: float | None, measured: 
                 curve.env_steps, curve.scores, budget=budget, recovery_margin=RECOVERY_MARGIN * point
             )
         except ValueError as error:
-            raise ValueError(f"arm {arm!r}, seed {curve.seed}: {error}") from error
+            raise DataError(f"arm {arm!r}, seed {curve.seed}: {error}") from error
         noise = measured if measured is not None else _estimated_null_dip(curve, budget)
         metrics.append(mine)
         null_dips.append(noise)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,8 +28,9 @@ class SmoothingConfig:
 
     schedule: str = "linear"
     """Weight of the online objective over time: jump | stay | linear | cosine | exponential | sigmoid | power | steps,
-    each with its own length (linear:5000) or --ramp-steps, with modifiers in front (hold:1000+linear, floor:0.2+linear);
-    or the adaptive performance_gate, which advances while the return holds and retreats when it does not."""
+    each with its own length (linear:5000) or --ramp-steps, with modifiers in front (hold:1000+linear,
+    floor:0.2+linear); or the adaptive performance_gate, which advances while the return holds and retreats when it does
+    not."""
     ramp_steps: int = 5000
     """Length of the ramp, in --ramp-unit."""
     ramp_unit: Literal["env_steps", "updates"] = "env_steps"
@@ -58,6 +60,12 @@ class SmoothingConfig:
     def __post_init__(self) -> None:
         if self.ramp_steps < 1:
             raise ConfigError(f"ramp_steps must be at least 1, got {self.ramp_steps}")
+        if self.regime not in REGIME_SHARE:
+            raise ConfigError(f"regime must be one of {', '.join(REGIME_SHARE)}, got '{self.regime}'")
+        for name in ("offline_fraction", "offline_fraction_end"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ConfigError(f"{name} must lie in [0, 1], got {value}")
         share = REGIME_SHARE[self.regime] if self.offline_fraction is None else self.offline_fraction
         if self.regime == "discard" and (share or self.offline_fraction_end):
             raise ConfigError("regime discard has no offline rows: offline_fraction must be 0 (or choose regime mixed)")
@@ -116,6 +124,8 @@ class EvaluationConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.eval_every is not None and self.eval_every < 1:
             raise ConfigError(f"eval_every must be at least 1, got {self.eval_every}")
+        if self.offline_eval_every is not None and self.offline_eval_every < 0:
+            raise ConfigError(f"offline_eval_every must not be negative, got {self.offline_eval_every}")
 
     def online_steps(self, budget: int) -> list[int]:
         """Evaluation points after the switch: log-spaced from 250, then regular, and the end of the budget."""
@@ -216,8 +226,10 @@ class RunConfig(Generic[C]):
             raise ConfigError(f"threads must be at least 1, got {self.threads}")
         if not 0.0 < self.utd <= 1000.0:
             raise ConfigError(f"utd must be positive (updates per environment step), got {self.utd}")
-        if self.reward_scale == 0.0:
-            raise ConfigError("reward_scale must not be 0")
+        if self.reward_scale is not None and not 0.0 < self.reward_scale < math.inf:
+            raise ConfigError(f"reward_scale must be positive, got {self.reward_scale}")
+        if self.reward_shift is not None and not math.isfinite(self.reward_shift):
+            raise ConfigError(f"reward_shift must be finite, got {self.reward_shift}")
         if self.offline_updates == 0 and self.online_steps == 0 and self.pretrained is None:
             raise ConfigError("nothing to do: offline_updates and online_steps are both 0")
 

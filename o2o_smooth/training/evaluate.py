@@ -47,8 +47,8 @@ class Evaluation:
 class Evaluator:
     """Runs a deterministic policy for a fixed number of episodes in every environment.
 
-    A fixed quota per environment keeps short episodes from being over-represented. The k-th evaluation of a seed uses the
-    same episodes in every run and arm, and no two evaluations share any.
+    A fixed quota per environment keeps short episodes from being over-represented. The k-th evaluation of a seed uses
+    the same episodes in every run and arm, and no two evaluations share any.
 
     Args:
         task: The task.
@@ -79,7 +79,8 @@ class Evaluator:
         members, n = len(self.seeds), self.per_member
         quota = -(-episodes // n)
         seeds = [s for seed in self.seeds for s in env_seeds(seed, Stream.EVAL_ENV, n, index)]
-        raw, _ = self._envs.reset(seed=seeds)
+        # SyncVectorEnv takes one seed each; its base class knows a single one only.
+        raw, _ = self._envs.reset(seed=seeds)  # type: ignore[arg-type]
         obs = np.array(raw, dtype=np.float32)
         total = members * n
         returns: list[list[float]] = [[] for _ in range(total)]

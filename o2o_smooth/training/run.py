@@ -153,7 +153,7 @@ def needs_dataset(config: RunConfig[Any]) -> bool:
         return True
     if config.online_steps == 0 or config.smoothing.regime == "discard":
         return False
-    return config.dataset is not None or config.pretrained is not None and not _purely_online(config)
+    return config.dataset is not None or (config.pretrained is not None and not _purely_online(config))
 
 
 def _purely_online(config: RunConfig[Any]) -> bool:

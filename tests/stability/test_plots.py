@@ -163,6 +163,15 @@ def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:
     assert plt.get_fignums() == before
 
 
+def test_a_seed_that_came_to_nan_is_drawn_as_a_gap(tmp_path: Path, drawn: list[Figure]) -> None:
+    fine = Curve("r", "a", 0, np.array([0.0, 10, 20]), np.array([50.0, 40, 45]))
+    lost = Curve("r", "a", 1, np.array([0.0, 10, 20]), np.array([50.0, 40, np.nan]))
+    never = Curve("r", "b", 0, np.array([0.0, 10, 20]), np.full(3, np.nan))
+    plot_switch({"a": [fine, lost], "b": [never]}, tmp_path / "a.png", title="a")
+    plot_run([never], tmp_path / "b.png", title="b")
+    assert "a  nan" in [text.get_text() for text in drawn[0].axes[0].texts]
+
+
 def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no arms"):
         plot_switch({}, tmp_path / "a.png", title="a")

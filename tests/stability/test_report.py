@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rich.console
 
-from o2o_smooth.errors import O2OError
+from o2o_smooth.errors import DataError, O2OError
 from o2o_smooth.stability.metrics import null_dip_from_std
 from o2o_smooth.stability.report import (
     Curve,
@@ -91,7 +91,7 @@ def test_an_evaluation_that_came_to_nan_is_not_a_missing_reference(tmp_path: Pat
     (curve,) = read_curves(run)
     assert curve.unit == "score"
     assert np.isnan(curve.scores).tolist() == [False, True, False]
-    with pytest.raises(ValueError, match=r"arm 'a', seed 0: scores\[1\] is NaN"):
+    with pytest.raises(DataError, match=r"arm 'a', seed 0: scores\[1\] is NaN"):
         arm_table({"a": [curve]})
 
 
@@ -183,12 +183,12 @@ def test_in_returns_a_point_is_a_percent_of_j0() -> None:
 
 
 def test_scores_and_returns_never_share_a_table() -> None:
-    with pytest.raises(ValueError, match="cannot share a table"):
+    with pytest.raises(DataError, match="cannot share a table"):
         arm_table({"a": [curve(0, [50, 40])], "b": [curve(0, [50, 40], unit="return")]})
 
 
 def test_an_arm_without_curves_is_named() -> None:
-    with pytest.raises(ValueError, match="arm 'b' has no curves"):
+    with pytest.raises(DataError, match="arm 'b' has no curves"):
         arm_table({"a": [curve(0, [50, 40])], "b": []})
 
 

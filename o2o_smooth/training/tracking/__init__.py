@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from o2o_smooth.errors import ConfigError
+from o2o_smooth.training.tracking import tensorboard_sink, wandb_sink
 from o2o_smooth.training.tracking.local import LocalFiles
 
 __all__ = ["LocalFiles", "Sink", "Tracker", "open_sinks"]
@@ -101,30 +101,25 @@ def open_sinks(
         warn: Takes one line for each sink that could not be opened.
 
     Raises:
-        ConfigError: The package of a sink is not installed; the text names the extra that brings it.
+        ConfigError: The package of a sink is not installed; the text names the extra that brings it. Nothing has been
+            written then, and no sink was opened.
     """
+
+    def open_wandb() -> Sink:
+        return wandb_sink.WandbSink(run_dir, name, config, seeds=seeds, project=project, group=group)
+
+    def open_tensorboard() -> Sink:
+        return tensorboard_sink.TensorBoardSink(run_dir, name, config, seeds=seeds)
+
+    for asked, require in ((wandb, wandb_sink.require), (tensorboard, tensorboard_sink.require)):
+        if asked:
+            require()  # before any of them writes a file
     sinks: list[Sink] = []
-
-    def wandb_sink() -> Sink:
-        from o2o_smooth.training.tracking.wandb_sink import WandbSink
-
-        return WandbSink(run_dir, name, config, seeds=seeds, project=project, group=group)
-
-    def tensorboard_sink() -> Sink:
-        from o2o_smooth.training.tracking.tensorboard_sink import TensorBoardSink
-
-        return TensorBoardSink(run_dir, name, config, seeds=seeds)
-
-    wanted = (("WandbSink", wandb, wandb_sink), ("TensorBoardSink", tensorboard, tensorboard_sink))
-    for title, asked, build in wanted:
+    for title, asked, build in (("WandbSink", wandb, open_wandb), ("TensorBoardSink", tensorboard, open_tensorboard)):
         if not asked:
             continue
         try:
             sinks.append(build())
-        except ConfigError:
-            for opened in sinks:
-                opened.close("failed")
-            raise
         except Exception as error:
             warn(_dropped(title, error))
     return sinks

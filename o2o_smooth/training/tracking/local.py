@@ -6,8 +6,9 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from o2o_smooth.errors import O2OError
 
@@ -16,7 +17,7 @@ MANIFEST = "manifest.json"
 
 
 class LocalFiles:
-    """Appends a JSON line a row, flushed at once, and replaces the manifest as a whole.
+    """Appends a JSON line a row, unbuffered, and replaces the manifest as a whole.
 
     A run that goes on in its folder appends. If the last write there was cut (no newline at the end), the torn line is
     taken away first, so that the next row does not grow onto it.
@@ -30,7 +31,7 @@ class LocalFiles:
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = Path(run_dir)
-        self._files: dict[str, BinaryIO] = {}
+        self._files: dict[str, FileIO] = {}
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             for kind, name in FILES.items():
@@ -50,8 +51,9 @@ class LocalFiles:
             raise O2OError(f"no open file for rows of kind {kind!r} in {self.run_dir}")
         line = json.dumps(plain(row), allow_nan=False) + "\n"
         try:
-            file.write(line.encode())
-            file.flush()
+            rest = memoryview(line.encode())
+            while rest:  # a write to a file without a buffer may take a part only
+                rest = rest[file.write(rest) :]
         except OSError as error:
             raise O2OError(f"{self.run_dir / FILES[kind]} cannot be written: {error}") from error
 
@@ -105,14 +107,15 @@ def plain(value: Any) -> Any:
     raise O2OError(f"{value!r} ({type(value).__name__}) cannot be written to a run's files")
 
 
-def _open_for_append(path: Path) -> BinaryIO:
+def _open_for_append(path: Path) -> FileIO:
     """The file, open at the end of its last whole line."""
-    if path.exists():
+    if path.exists() and path.stat().st_size > 0:
         with path.open("rb+") as file:
-            content = file.read()
-            if content and not content.endswith(b"\n"):
-                file.truncate(content.rfind(b"\n") + 1)
-    return path.open("ab")
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+    return path.open("ab", buffering=0)
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -12,6 +12,14 @@ from o2o_smooth.training.tracking.scalars import Scalars, SeedGroups
 FOLDER = "tensorboard"
 
 
+def require() -> None:
+    """Raise `ConfigError` where the package is not installed."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("TensorBoard is not installed: pip install 'o2o_smooth[tensorboard]'") from error
+
+
 class TensorBoardSink:
     """Writes event files under `tensorboard/` in the run folder, with the names and steps that W&B gets.
 
@@ -26,10 +34,9 @@ class TensorBoardSink:
     """
 
     def __init__(self, run_dir: Path, name: str, config: Mapping[str, Any], *, seeds: Sequence[int]) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError("TensorBoard is not installed: pip install 'o2o_smooth[tensorboard]'") from error
+        require()
+        from torch.utils.tensorboard import SummaryWriter
+
         self._groups = SeedGroups(seeds)
         self._writer = SummaryWriter(str(run_dir / FOLDER))
         lines = "\n".join(f"    {key}: {value}" for key, value in config.items())

@@ -14,6 +14,14 @@ from o2o_smooth.training.tracking.scalars import Scalars, SeedGroups
 _ID_FILE = "wandb.json"
 
 
+def require() -> None:
+    """Raise `ConfigError` where the package is not installed."""
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("W&B is not installed: pip install 'o2o_smooth[wandb]'") from error
+
+
 class WandbSink:
     """Logs a run to W&B, online or, with `WANDB_MODE=offline`, into the run folder.
 
@@ -44,10 +52,10 @@ class WandbSink:
         project: str = "o2o_smooth",
         group: str | None = None,
     ) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ConfigError("W&B is not installed: pip install 'o2o_smooth[wandb]'") from error
+        require()
+        import wandb
+
+        run_dir.mkdir(parents=True, exist_ok=True)  # W&B goes to a temporary folder where its own is missing
         self._groups = SeedGroups(seeds)
         self._defined: set[str] = set()
         known = _known_id(run_dir)
