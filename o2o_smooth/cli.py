@@ -163,9 +163,11 @@ def _tasks(arguments: list[str]) -> int:
 
     from o2o_smooth.envs import known_tasks
 
-    if arguments:
+    if arguments and arguments[0] in ("-h", "--help"):
         print("usage: o2o-smooth tasks\n\nList the tasks that --task knows, by any of their names.")
-        return 0 if arguments[0] in ("-h", "--help") else _fail(f"o2o-smooth tasks takes no '{arguments[0]}'")
+        return 0
+    if arguments:
+        return _fail(f"o2o-smooth tasks takes no '{arguments[0]}'")
     table = Table("task", "environment", "data", "score 0", "score 100", title=None)
     for task in known_tasks():
         refs = [f"{r:.1f}" if r is not None else "-" for r in (task.ref_random, task.ref_expert)]
@@ -225,17 +227,17 @@ def _tyro(kind: Any, default: Any, arguments: Sequence[str], prog: str) -> Any:
 
 def _one_line(box: str, prog: str, default: Any) -> str:
     """The first paragraph of one of tyro's boxes."""
-    lines: list[str] = []
+    paragraphs: list[list[str]] = [[]]
     for raw in box.splitlines():
-        line = raw.strip("│ ╭╮╰╯")
-        if raw.startswith("╭"):
-            continue
-        if set(line) <= {"─"}:
-            if lines:
-                break
-            continue
-        lines.append(line)
-    text = re.sub(r"\s+", " ", " ".join(lines)).rstrip(". ") or "bad options"
+        line = raw.strip("│|+ ╭╮╰╯")
+        if re.search("[─-]{6}", line):
+            paragraphs.append([])
+        elif line:
+            paragraphs[-1].append(line)
+    filled = [" ".join(lines) for lines in paragraphs if lines] or ["bad options"]
+    # Where the terminal has no box characters, the title is a paragraph of its own.
+    titled = not box.lstrip().startswith("╭") and len(filled) > 1
+    text = re.sub(r"\s+", " ", filled[1 if titled else 0]).rstrip(". ")
     text = re.sub(r"^Error parsing [A-Za-z_]+: ", "", text)  # a setting that its own check refused
     unknown = re.match(r"Unrecognized options: (\S+)", text)
     if unknown:

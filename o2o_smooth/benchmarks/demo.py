@@ -36,7 +36,7 @@ class DemoConfig:
     """One run per seed and arm; all arms of a seed start from the same checkpoint."""
     offline_updates: int = 20_000
     """Gradient steps before the switch."""
-    online_steps: int = 12_000
+    online_steps: int = 10_000
     """Environment steps per seed after the switch."""
     ramp_steps: int = 5000
     """Length of the linear ramp, and of the gate's if it never closes."""
@@ -87,7 +87,7 @@ def _settings(config: DemoConfig, smoothing: SmoothingConfig, **rest: Any) -> Ru
         online="sac",
         seeds=config.seeds,
         offline_updates=config.offline_updates,
-        num_envs=4,
+        num_envs=1,
         batch_size=128,
         log_every=200,
         **rest,
@@ -100,7 +100,7 @@ def demo(config: DemoConfig, console: Console | None = None) -> int:
     begin = time.perf_counter()
     base = _free_folder(Path(config.out))
     with show_progress() as progress:
-        pretraining = _settings(config, SmoothingConfig(), out=str(base / "pretrain"), online_steps=0)
+        pretraining = _settings(config, SmoothingConfig(), out=str(base / "pretrain"), online_steps=0, threads=1)
         run(pretraining, progress, name="pretrain IQL")
         folders = run_arms(arms(config, base), progress)
     picture = base / "stability.png"

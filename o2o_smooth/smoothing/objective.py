@@ -158,12 +158,12 @@ def match_gradients(offline: Sequence[Tensor], online: Sequence[Tensor], w: Tens
     n_off, n_on = member_norms(offline), member_norms(online)
     common = (1 - w) * n_off + w * n_on
 
-    def scale(pure: Tensor, share: Tensor, norm: Tensor) -> Tensor:
+    def scale(share: Tensor, norm: Tensor) -> Tensor:
         # A zero norm must not become a huge factor: infinity times a zero gradient is NaN.
         factor = torch.where(norm > 0, share * common / torch.where(norm > 0, norm, torch.ones_like(norm)), 0.0)
-        return torch.where(pure, torch.ones_like(w), factor)
+        return torch.where((share == 0) | (share == 1), share, factor)
 
-    scale_off, scale_on = scale(w == 0, 1 - w, n_off), scale(w == 1, w, n_on)
+    scale_off, scale_on = scale(1 - w, n_off), scale(w, n_on)
 
     def per_member(scale: Tensor, like: Tensor) -> Tensor:
         return scale.view(-1, *([1] * (like.dim() - 1)))

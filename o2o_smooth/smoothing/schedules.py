@@ -40,8 +40,8 @@ def _fraction(t: float, steps: float) -> float:
 
 
 def _text(number: float) -> str:
-    """A number as text that reads back as the same number, without a plus sign: that joins the parts of a schedule."""
-    return f"{number:.0f}" if number == int(number) and abs(number) < 1e15 else repr(float(number)).replace("e+", "e")
+    """A number as text that reads back as the same number."""
+    return f"{number:.0f}" if number == int(number) and abs(number) < 1e15 else repr(float(number))
 
 
 def _check_steps(name: str, steps: float) -> None:

@@ -173,8 +173,9 @@ def test_large_time_jump_makes_every_decision_that_was_due() -> None:
         slow.advance(t)
     fast.advance(763)
     assert slow.weights()[0] == fast.weights()[0] == 0.7
+    fast.advance(763)  # the same time again, or earlier, decides nothing
+    fast.advance(300)
     fast.advance(763)
-    fast.advance(700)  # the same time again, or earlier, decides nothing
     assert fast.weights()[0] == 0.7
 
 
@@ -191,18 +192,21 @@ def test_state_goes_through_json_and_goes_on_identically() -> None:
     rng = np.random.default_rng(3)
     rule = gate(members=2, random_return=1.0)
     for t in range(0, 800, 50):
-        rule.observe_episodes(t // 50 % 2, rng.uniform(5, 12, 1).tolist())
+        rule.observe_episodes(t // 50 % 2, rng.uniform(2, 18, 1).tolist())
         rule.advance(t)
     other = gate(members=2, random_return=1.0)
     other.load_state_dict(json.loads(json.dumps(rule.state_dict())))
+    path = []
     for t in range(800, 2000, 50):
-        returns = rng.uniform(5, 12, 2).tolist()
+        returns = rng.uniform(2, 18, 2).tolist()
         for each in (rule, other):
             each.observe_episodes(t // 50 % 2, returns)
             each.advance(t)
         np.testing.assert_array_equal(rule.weights(), other.weights())
+        path.append(rule.weights())
     assert rule.state_dict() == other.state_dict()
-    assert 0.0 < rule.weights()[0] < 1.0
+    moves = np.diff(path, axis=0)
+    assert moves.min() < 0 < moves.max()
 
 
 def test_state_does_not_share_memory_with_the_rule() -> None:
@@ -236,6 +240,6 @@ def test_state_of_another_population_is_refused() -> None:
         ("window", 0),
     ],
 )
-def test_setting_out_of_range_is_named(name: str, value: float) -> None:
+def test_setting_out_of_range_is_named(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name):
         gate(**{name: value})

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -76,9 +77,12 @@ def test_curve_counts_its_own_unit(unit: Any, t: int, w: float) -> None:
     for _ in range(10):
         controller.mix()  # a cached mix must not hide that time went on
         controller.advance(env_steps=3)
+        controller.mix()
         controller.advance(updates=5)
     assert (controller.t, controller.env_steps, controller.updates) == (t, 30, 50)
-    assert {name: weight.tolist() for name, weight in controller.weights().items()} == dict.fromkeys(COMPONENTS, [w])
+    assert {name: weight.tolist() for name, weight in controller.weights().items()} == {
+        name: [w] for name in COMPONENTS
+    }
 
 
 @pytest.mark.parametrize(("unit", "w"), [("env_steps", 0.5), ("updates", 0.25)])
@@ -190,9 +194,10 @@ def test_matched_gradients_are_of_one_norm_so_nothing_is_translated() -> None:
 
 def test_norms_are_a_running_mean_per_member() -> None:
     controller = started(lambda _: 0.5, members=2)
-    controller.observe_gradients({"actor": (np.array([1.0, 2.0]), np.array([1.0, 1.0]))})
-    controller.observe_gradients({"actor": (np.array([3.0, 2.0]), np.array([1.0, 1.0]))})
-    expected = effective_weight(np.full(2, 0.5), np.array([NORM_DECAY + (1 - NORM_DECAY) * 3, 2.0]), np.ones(2))
+    controller.observe_gradients({"actor": (np.array([1.0, 2.0]), np.array([4.0, 1.0]))})
+    controller.observe_gradients({"actor": (np.array([3.0, 2.0]), np.array([4.0, 5.0]))})
+    old, new = NORM_DECAY, 1 - NORM_DECAY
+    expected = effective_weight(np.full(2, 0.5), np.array([old + new * 3, 2.0]), np.array([4.0, old + new * 5]))
     np.testing.assert_allclose(controller.effective_weights()["actor"], expected)
 
 
@@ -256,7 +261,7 @@ def test_gradient_is_continuous_from_end_to_end() -> None:
     ends = [torch.autograd.grad(loss(), theta)[0] for loss in (offline, online)]
     assert torch.equal(path[0], ends[0])
     assert torch.equal(path[-1], ends[1])
-    steps = torch.stack([(b - a).norm() for a, b in zip(path[:-1], path[1:], strict=True)])
+    steps = torch.stack([(b - a).norm() for a, b in pairwise(path)])
     assert steps.max() < 1.01 * (torch.pi / 2) * (ends[1] - ends[0]).norm() / 1000
 
 

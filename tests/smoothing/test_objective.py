@@ -148,6 +148,13 @@ def test_matched_gradients_at_the_ends_are_the_pure_ones_exactly() -> None:
         assert not torch.equal(g[2], on[2])
 
 
+def test_matched_gradients_at_the_ends_are_pure_even_where_a_norm_under_or_overflows() -> None:
+    tiny, huge = [torch.full((2, 3), 1e-25)], [torch.full((2, 3), 1e25)]
+    ends = torch.tensor([0.0, 1.0])
+    assert torch.equal(match_gradients(tiny, huge, ends)[0], torch.stack([tiny[0][0], huge[0][1]]))
+    assert torch.equal(match_gradients(huge, tiny, ends)[0], torch.stack([huge[0][0], tiny[0][1]]))
+
+
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e4, 1e12])
 def test_zero_gradient_stays_zero_whatever_the_other_ones_size(size: float) -> None:
     zero = [torch.zeros(4, 3)]
