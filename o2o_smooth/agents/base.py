@@ -24,6 +24,7 @@ from torch import Tensor
 
 from o2o_smooth.agents.config import AgentConfig
 from o2o_smooth.agents.networks import Networks
+from o2o_smooth.agents.optimizer import Mask, MemberAdam
 from o2o_smooth.data.batch import Batch, as_batch
 from o2o_smooth.draws import Draws
 from o2o_smooth.errors import ConfigError, DataError, EnvError
@@ -125,7 +126,7 @@ class Agent:
         self.acts = 0
         self.compile = compile
         self._compiled: dict[Plan, Callable[..., Any]] = {}
-        self._optimizer: torch.optim.Adam | None = None
+        self._optimizer: MemberAdam | None = None
 
     # What a concrete agent fills in
 
@@ -162,20 +163,17 @@ class Agent:
         )
 
     @property
-    def optimizer(self) -> torch.optim.Adam:
-        """One Adam with a parameter group per component; made at first use, so `double()` can come before."""
+    def optimizer(self) -> MemberAdam:
+        """Adam with a learning rate per component; made at first use, so `double()` can come before."""
         if self._optimizer is None:
+            config = self.config
             rates = {
-                "actor": self.config.actor_lr,
-                "critic": self.config.critic_lr,
-                "value": self.config.value_lr,
-                "temperature": self.config.temperature_lr,
+                "actor": config.actor_lr,
+                "critic": config.critic_lr,
+                "value": config.value_lr,
+                "temperature": config.temperature_lr,
             }
-            groups = [
-                {"params": parameters, "lr": rates[name], "component": name}
-                for name, parameters in self.networks.component_parameters().items()
-            ]
-            self._optimizer = torch.optim.Adam(groups, fused=True)
+            self._optimizer = MemberAdam(self.networks.component_parameters(), rates)
         return self._optimizer
 
     @property
@@ -258,7 +256,7 @@ class Agent:
         source = self._as_batch(batch)
         target = source if online_batch is None or online_batch is batch else self._as_batch(online_batch)
         mix = mix or Mix.uniform(0.0, self.members)
-        plan, move_targets = self._plan(mix, one_batch=target is source)
+        plan, active, move_targets = self._plan(mix, one_batch=target is source)
         with torch.no_grad():
             source = self._encode(source)
             target = source if plan.one_batch else self._encode(target)
@@ -268,11 +266,11 @@ class Agent:
             losses, info = self._matched_gradients(plan, source, target, noise, weights)
         else:
             total, losses, info = self._loss_function(plan)(source, target, noise, weights)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             total.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        if move_targets:
-            self.networks.update_targets(self.config.tau)
+        self.optimizer.step(active)
+        if move_targets.any():
+            self.networks.update_targets(self.config.tau, move_targets)
         self.updates += 1
         info.update({f"{name}/loss": loss.detach() for name, loss in losses.items()})
         return info
@@ -328,18 +326,33 @@ class Agent:
             action=net.encode_action(batch.action),
         )
 
-    def _plan(self, mix: Mix, *, one_batch: bool) -> tuple[Plan, bool]:
+    def _plan(self, mix: Mix, *, one_batch: bool) -> tuple[Plan, dict[str, Mask], Mask]:
+        """What this step computes, and which members move: per component, and the target networks."""
         kinds = {name: mix.kind(name) for name in COMPONENTS}
         offline = wanted(self.offline.components, kinds, "offline")
         online = wanted(self.online.components, kinds, "online")
-        # A pure step keeps its own rhythm; a blended one takes the slower of the two. Where the rhythms differ (IQL or
-        # CQL towards TD3), a member at weight 0 so moves its actor at the slower one while another member is mixed.
-        delay = max([o.delay for o, want in ((self.offline, offline), (self.online, online)) if want], default=1)
-        due = (self.updates + 1) % delay == 0
-        if not due:
+        moved = self._due(mix)
+        if not moved.any():
             offline, online = offline - {"actor"}, online - {"actor"}
+        active: dict[str, Mask] = {}
+        for name in offline | online:
+            weight = mix.weights[name]
+            active[name] = ((weight < 1) & (name in offline)) | ((weight > 0) & (name in online))
+        if "actor" in active:
+            active["actor"] &= moved
         mode = mix.mode if any(kind == "mixed" for kind in kinds.values()) else "loss"
-        return Plan(tuple(kinds.items()), offline, online, mode, one_batch), due
+        return Plan(tuple(kinds.items()), offline, online, mode, one_batch), active, moved
+
+    def _due(self, mix: Mix) -> Mask:
+        """Members whose actor and target networks move now.
+
+        A pure step keeps its own rhythm; a blended one takes the slower of the two.
+        """
+        off = np.any([mix.weights[name] < 1 for name in self.offline.components], axis=0)
+        on = np.any([mix.weights[name] > 0 for name in self.online.components], axis=0)
+        delay = np.maximum(np.where(off, self.offline.delay, 1), np.where(on, self.online.delay, 1))
+        due: Mask = (self.updates + 1) % delay == 0
+        return due
 
     def _noise(self, plan: Plan, batch: Batch) -> Noise:
         normal: dict[str, int] = {}
@@ -395,7 +408,7 @@ class Agent:
         off = self._gradients(offline, both, parameters)
         on = self._gradients(online, both, parameters)
         rest = self._gradients({name: Term(losses[name], {}) for name in alone}, alone, parameters)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         for name in losses:
             gradients = match_gradients(off[name], on[name], weights[name]) if name in both else rest[name]
             for parameter, gradient in zip(parameters[name], gradients, strict=True):

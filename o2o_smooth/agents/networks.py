@@ -10,7 +10,9 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -270,11 +272,16 @@ class Networks(nn.Module):
         return groups
 
     @torch.no_grad()
-    def update_targets(self, tau: float) -> None:
-        """Polyak step of every target network: target <- (1 - tau) target + tau online."""
+    def update_targets(self, tau: float, members: NDArray[np.bool_]) -> None:
+        """Polyak step of the target networks of the masked members: target <- (1 - tau) target + tau online."""
         online: list[Tensor] = list(self.critic.parameters())
         target: list[Tensor] = list(self.target_critic.parameters())
         if self.target_actor is not None:
             online += list(self.actor.parameters())
             target += list(self.target_actor.parameters())
-        torch._foreach_lerp_(target, online, tau)
+        if members.all():
+            torch._foreach_lerp_(target, online, tau)
+            return
+        rate = torch.as_tensor(tau * members, dtype=target[0].dtype, device=target[0].device)
+        for moving, towards in zip(target, online, strict=True):
+            moving.lerp_(towards, rate.view(-1, *[1] * (moving.dim() - 1)))

@@ -21,7 +21,6 @@ from o2o_smooth.agents.config import AgentConfig, build_config
 from o2o_smooth.errors import CheckpointError, O2OError
 
 FORMAT = 1
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def write_directory(path: Path, files: dict[str, Any]) -> Path:
@@ -98,9 +97,7 @@ def save_agent(agent: Agent, path: Path, extra: dict[str, Any] | None = None) ->
         "acts": agent.acts,
     }
     tensors = {f"networks.{name}": value for name, value in agent.networks.state_dict().items()}
-    for name, parameter in agent.networks.named_parameters():
-        state = agent.optimizer.state.get(parameter, {})
-        tensors.update({f"optimizer.{name}.{key}": state[key] for key in _MOMENTS if key in state})
+    tensors.update({f"optimizer.{name}": value for name, value in agent.optimizer.state_tensors().items()})
     return write_directory(path, {"agent.json": description, "agent.safetensors": tensors, **(extra or {})})
 
 
@@ -180,11 +177,8 @@ def _restore(agent: Agent, tensors: dict[str, Tensor], path: Path, *, same_onlin
     agent.networks.load_state_dict({**agent.networks.state_dict(), **{k: v for k, v in stored.items() if k in own}})
     if agent.networks.target_actor is not None and not any(k.startswith("target_actor.") for k in stored):
         agent.networks.target_actor.load_state_dict(agent.networks.actor.state_dict())
-    for name, parameter in agent.networks.named_parameters():
-        state = {key: tensors.get(f"optimizer.{name}.{key}") for key in _MOMENTS}
-        if all(value is not None for value in state.values()):
-            agent.optimizer.state[parameter] = {
-                key: value.to(agent.device if key != "step" else parameter.device)
-                for key, value in state.items()
-                if value is not None
-            }
+    moments = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
+    try:
+        agent.optimizer.load_state_tensors(moments, fresh=() if same_online else ("temperature",))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None

@@ -12,7 +12,7 @@ import torch
 
 from o2o_smooth.agents import AGENTS, CQL, IQL, TD3BC, Agent, AgentConfig, IQLConfig, TD3BCConfig, load_agent
 from o2o_smooth.errors import CheckpointError, ConfigError, DataError, EnvError
-from o2o_smooth.smoothing.objective import Mix
+from o2o_smooth.smoothing.objective import COMPONENTS, Mix
 from tests.agents.helpers import ACT, OBS, make_agent, three_rows
 
 NAMES = list(AGENTS)
@@ -28,6 +28,10 @@ def _weights(step: int, members: int) -> Mix:
     return Mix.uniform((0.0, 0.4, 1.0)[step % 3], members)
 
 
+# Three members at their own places, as an adaptive rule moves them: advancing, retreating, staying.
+APART = [(0.0, 0.0, 0.0), (0.1, 0.0, 0.0), (0.5, 0.3, 0.0), (1.0, 0.6, 0.0), (1.0, 0.2, 0.0), (0.7, 0.0, 1.0)]
+
+
 @pytest.mark.parametrize(("name", "online"), PAIRS)
 def test_member_of_a_population_equals_the_same_member_alone(name: str, online: str) -> None:
     population = make_agent(name, online, seeds=(3, 8, 5))
@@ -37,10 +41,11 @@ def test_member_of_a_population_equals_the_same_member_alone(name: str, online: 
     for m, agent in enumerate(alone):
         if agent.networks.log_alpha is not None and population.networks.log_alpha is not None:
             agent.networks.log_alpha.data[0] = population.networks.log_alpha.data[m]
-    for step in range(6):
-        population.update(batch, mix=_weights(step, 3))
+    for step in range(3 * len(APART)):
+        weights = APART[step % len(APART)]
+        population.update(batch, mix=Mix({c: np.array(weights) for c in COMPONENTS}))
         for m, agent in enumerate(alone):
-            agent.update(type(batch)(*(x[m : m + 1] for x in batch)), mix=_weights(step, 1))
+            agent.update(type(batch)(*(x[m : m + 1] for x in batch)), mix=Mix.uniform(weights[m]))
     for key, value in population.networks.named_parameters():
         for m, agent in enumerate(alone):
             torch.testing.assert_close(value[m], agent.networks.get_parameter(key)[0], rtol=1e-9, atol=1e-12, msg=key)

@@ -68,16 +68,12 @@ def test_a_member_at_either_end_of_a_mixed_population_takes_the_pure_step(name: 
     """Weights 0 and 1 side by side: the blend's graph, and yet each member moves as in its pure step."""
     batch, other = three_rows(), three_rows()._replace(reward=torch.ones(2, 3, dtype=torch.float64))
     blended, offline, on = (make_agent(name, online) for _ in range(3))
-    if offline.offline.delay != offline.online.delay:
-        pytest.skip("a blend of two rhythms takes the slower one for all members (documented in Agent._plan)")
     mix = Mix({c: np.array([0.0, 1.0]) for c in COMPONENTS})
-    for _ in range(2):
+    for _ in range(5):
         blended.update(batch, other, mix=mix)
         offline.update(batch, other, mix=Mix.uniform(0.0, 2))
         on.update(batch, other, mix=Mix.uniform(1.0, 2))
     for key, value in blended.networks.named_parameters():
-        if key.startswith(("value", "log_alpha", "log_multiplier")):
-            continue  # components without any weight on one side: Adam sees a zero gradient instead of none
         torch.testing.assert_close(value[0], offline.networks.get_parameter(key)[0], rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(value[1], on.networks.get_parameter(key)[1], rtol=1e-12, atol=1e-14)
 
