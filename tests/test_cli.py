@@ -26,7 +26,11 @@ def test_the_short_flags_mean_what_they_say(agent: str, config: type) -> None:
     parsed = parse_run(ISSUED.format(agent=agent).split())
     assert parsed.task == "D4RL/pointmaze/umaze-v2"
     assert isinstance(parsed.hyper, config)
-    assert (parsed.smoothing.schedule, parsed.smoothing.ramp_steps, parsed.smoothing.regime) == ("linear", 5000, "retain")
+    assert (parsed.smoothing.schedule, parsed.smoothing.ramp_steps, parsed.smoothing.regime) == (
+        "linear",
+        5000,
+        "retain",
+    )
     assert parsed.seeds == (0, 1, 2)
     assert (parsed.offline_updates, parsed.online_steps, parsed.num_envs, parsed.utd) == (20000, 20000, 4, 1.0)
     assert (parsed.device, parsed.out) == ("cpu", "runs/x")
@@ -82,7 +86,9 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
     assert not list(tmp_path.iterdir())  # nothing half-written
 
 
-def test_unknown_key_in_a_config_file_is_named_with_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_key_in_a_config_file_is_named_with_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "study.toml"
     file.write_text("[smoothing]\nramp_step = 5\n")
     assert main(["run", "--config", str(file)]) == 2
@@ -153,7 +159,9 @@ def test_run_from_the_shell_with_a_config_file_and_a_fork(tmp_path: Path) -> Non
     assert first.returncode == 0, first.stderr
     assert "picture: a/stability.png" in first.stdout
     assert "J0" in first.stdout
-    fork = shell("run", "--pretrained", "a", "--schedule", "jump", "--online-steps", "20", "--eval-episodes", "1", "--out", "b")
+    fork = shell(
+        "run", "--pretrained", "a", "--schedule", "jump", "--online-steps", "20", "--eval-episodes", "1", "--out", "b"
+    )
     assert fork.returncode == 0, fork.stderr
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
     assert manifest["task"]["id"] == "Pendulum-v1"

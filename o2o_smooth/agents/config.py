@@ -104,7 +104,7 @@ class AgentConfig:
         Source: agents/presets.toml, with the paper of each table beside it.
         """
         tables = _presets().get(cls.algorithm, {})
-        config: Self = build_config(cls, tables.get(domain, tables.get("default", {})))
+        config: Self = build_config(cls, tables.get("default", {}) | tables.get(domain, {}))
         return config
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The two forms in which experience travels: `Transitions` in numpy (from a source) and `Batch` in torch (to an objective).
+"""The two forms in which experience travels: `Transitions` in numpy and `Batch` in torch.
 
-Both keep `terminated` and `truncated` apart. Only `terminated` cuts bootstrapping; a truncated step has a successor state
-whose value counts.
+Both keep `terminated` and `truncated` apart. Only `terminated` cuts bootstrapping; a truncated step has a successor
+state whose value counts.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ class Episode:
     """An episode that the collector has just finished."""
 
     member: int
+    lane: int  # which of the member's parallel environments
     episode_return: float  # undiscounted, raw rewards
     length: int
 
@@ -111,7 +112,7 @@ class Collector:
         rows = self._first_row[i] + self.per_member * np.arange(len(rewards))
         member = i // self.per_member
         self.buffer.set_mc_returns(member, rows, returns.astype(np.float32))
-        episode = Episode(member, float(self._returns[i]), len(rewards))
+        episode = Episode(member, i % self.per_member, float(self._returns[i]), len(rewards))
         self._rewards[i] = []
         self._returns[i] = 0.0
         return episode

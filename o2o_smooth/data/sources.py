@@ -429,7 +429,7 @@ def _hindrance() -> str | None:
     remote = os.environ.get("MINARI_REMOTE", "hf://farama-minari")
     if remote.startswith("hf://"):
         if importlib.util.find_spec("huggingface_hub") is None:
-            return "downloading needs huggingface_hub: pip install 'minari[hf]'"
+            return "downloading needs huggingface_hub: pip install 'o2o_smooth[download]'"
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             return "HF_HUB_OFFLINE is set"
         url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")

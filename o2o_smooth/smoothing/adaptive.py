@@ -26,8 +26,8 @@ class AdaptiveRule(Protocol):
         """Time has come to t (steps since the switch)."""
         ...
 
-    def observe_episodes(self, member: int, returns: Sequence[float]) -> None:
-        """Undiscounted returns of episodes that the collector has just finished for one member."""
+    def observe_episodes(self, member: int, returns: Sequence[float], lane: int = 0) -> None:
+        """Undiscounted returns of episodes that one of a member's parallel environments has just finished."""
         ...
 
     def weights(self) -> Weights:
@@ -60,7 +60,8 @@ class PerformanceGateConfig:
     interval: float = 250.0
     """Steps between two decisions."""
     reference_episodes: int = 4
-    """First episodes after the switch (w is 0 until they are finished) that define the return at the switch."""
+    """First episodes after the switch (w is 0 until they are finished) that define the return at the switch; with
+    parallel environments, each contributes equally many, so that short episodes are not favoured."""
     window: int = 4
     """Episodes in the running return."""
 
@@ -99,30 +100,35 @@ class PerformanceGate:
         config: PerformanceGateConfig | None = None,
         *,
         members: int = 1,
+        lanes: int = 1,
         random_return: float | None = None,
     ) -> None:
+        if lanes < 1:
+            raise ValueError(f"performance_gate: lanes must be at least 1, got {lanes}")
         self.config = config or PerformanceGateConfig()
         self.members = members
         self.random_return = random_return
         self._progress = [0.0] * members  # w * ramp_steps: whole steps add up exactly, fractions of 1 do not
-        self._reference: list[list[float]] = [[] for _ in range(members)]
+        self.lanes = lanes
+        self._quota = -(-self.config.reference_episodes // lanes)  # first episodes of each lane
+        self._reference: list[list[list[float]]] = [[[] for _ in range(lanes)] for _ in range(members)]
         self._recent: list[deque[float]] = [deque(maxlen=self.config.window) for _ in range(members)]
         self._decisions = 0
 
-    def observe_episodes(self, member: int, returns: Sequence[float]) -> None:
-        """See `AdaptiveRule`; the first episodes set the yardstick."""
+    def observe_episodes(self, member: int, returns: Sequence[float], lane: int = 0) -> None:
+        """See `AdaptiveRule`; the first episodes of every lane set the yardstick."""
         for value in returns:
             if not math.isfinite(value):
                 raise ValueError(f"performance_gate: episode return of member {member} is {value}")
         for value in returns:
-            if len(self._reference[member]) < self.config.reference_episodes:
-                self._reference[member].append(float(value))
+            if len(self._reference[member][lane]) < self._quota:
+                self._reference[member][lane].append(float(value))
             self._recent[member].append(float(value))
 
     def bar(self, member: int) -> float | None:
         """Return that keeps the gate open; None until the yardstick is known."""
-        seen = self._reference[member]
-        if len(seen) < self.config.reference_episodes:
+        seen = [value for lane in self._reference[member] for value in lane]
+        if len(seen) < self._quota * self.lanes:
             return None
         reference = float(np.mean(seen))
         if self.random_return is not None and reference > self.random_return:
@@ -163,7 +169,7 @@ class PerformanceGate:
         """See `AdaptiveRule`."""
         return {
             "progress": list(self._progress),
-            "reference": [list(r) for r in self._reference],
+            "reference": [[list(lane) for lane in r] for r in self._reference],
             "recent": [list(r) for r in self._recent],
             "decisions": self._decisions,
         }
@@ -172,7 +178,9 @@ class PerformanceGate:
         """See `AdaptiveRule`."""
         if len(state["progress"]) != self.members:
             raise ValueError(f"performance_gate: state of {len(state['progress'])} members, expected {self.members}")
+        if len(state["reference"][0]) != self.lanes:
+            raise ValueError(f"performance_gate: state of {len(state['reference'][0])} lanes, expected {self.lanes}")
         self._progress = [float(x) for x in state["progress"]]
-        self._reference = [[float(x) for x in r] for r in state["reference"]]
+        self._reference = [[[float(x) for x in lane] for lane in r] for r in state["reference"]]
         self._recent = [deque((float(x) for x in r), maxlen=self.config.window) for r in state["recent"]]
         self._decisions = int(state["decisions"])

@@ -14,7 +14,7 @@ objective's batch is an axis of its own. It never looks inside an agent, so it a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -145,10 +145,10 @@ class SmoothingController:
 
     # Signals
 
-    def observe_episodes(self, member: int, returns: Sequence[float]) -> None:
-        """Undiscounted returns of episodes that one member's collector has just finished."""
+    def observe_episodes(self, member: int, returns: Sequence[float], lane: int = 0) -> None:
+        """Undiscounted returns of episodes that a member's parallel environment (lane) has just finished."""
         if self.started and not isinstance(self.rule, Schedule):
-            self.rule.observe_episodes(member, returns)
+            self.rule.observe_episodes(member, returns, lane)
 
     @property
     def needs_gradients(self) -> bool:
@@ -279,9 +279,23 @@ class SmoothingController:
 
 
 def make_rule(
-    text: str, ramp_steps: float | None = None, *, members: int = 1, random_return: float | None = None
+    text: str,
+    ramp_steps: float | None = None,
+    *,
+    members: int = 1,
+    lanes: int = 1,
+    random_return: float | None = None,
+    gate: PerformanceGateConfig | None = None,
 ) -> Schedule | AdaptiveRule:
     """Read a curve or an adaptive rule (`performance_gate[:STEPS]`) from its text form.
+
+    Args:
+        text: See `parse_schedule`.
+        ramp_steps: Length for a text without one.
+        members: M.
+        lanes: Parallel environments per member.
+        random_return: Return of a random policy, where known.
+        gate: Further settings of the performance gate; its ramp length is replaced.
 
     Raises:
         ValueError: The text cannot be read.
@@ -301,5 +315,5 @@ def make_rule(
             raise ValueError(f"schedule '{text}': '{number}' is not a number") from None
     if ramp_steps is None:
         raise ValueError(f"schedule '{text}': how long? write performance_gate:STEPS or give the ramp length")
-    config = PerformanceGateConfig(ramp_steps=ramp_steps)
-    return PerformanceGate(config, members=members, random_return=random_return)
+    config = replace(gate or PerformanceGateConfig(), ramp_steps=ramp_steps)
+    return PerformanceGate(config, members=members, lanes=lanes, random_return=random_return)

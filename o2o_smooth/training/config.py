@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 from o2o_smooth.agents import AGENTS, AgentConfig
 from o2o_smooth.errors import ConfigError
-from o2o_smooth.smoothing import OfflineShare, SmoothingController
+from o2o_smooth.smoothing import OfflineShare, PerformanceGateConfig, SmoothingController
 from o2o_smooth.smoothing.controller import make_rule
 from o2o_smooth.smoothing.schedules import parse_schedule
 
@@ -56,6 +56,15 @@ class SmoothingConfig:
     """Where that share is annealed to; default: it stays."""
     offline_fraction_schedule: str = "linear"
     """The curve along which the share is annealed."""
+    gate_share: float = 0.85
+    """performance_gate: open while the running return is at least this share of the return at the switch (measured from
+    the random policy's, where known)."""
+    gate_retreat: float = 2.0
+    """performance_gate: speed of retreat relative to advance; 0 holds instead."""
+    gate_interval: float = 250.0
+    """performance_gate: steps between decisions, in --ramp-unit."""
+    gate_episodes: int = 4
+    """performance_gate: episodes in the yardstick at the switch, and in the running return."""
 
     def __post_init__(self) -> None:
         if self.ramp_steps < 1:
@@ -73,8 +82,8 @@ class SmoothingConfig:
             raise ConfigError("offline_fraction_schedule has no effect without offline_fraction_end")
         self.controller(members=1)  # every text must be readable now, not at the switch
 
-    def controller(self, *, members: int, random_return: float | None = None) -> SmoothingController:
-        """The controller these settings describe.
+    def controller(self, *, members: int, lanes: int = 1, random_return: float | None = None) -> SmoothingController:
+        """The controller these settings describe, for `members` with `lanes` parallel environments each.
 
         Raises:
             ConfigError: A schedule that cannot be read.
@@ -86,8 +95,22 @@ class SmoothingConfig:
             if (text := getattr(self, f"{name}_schedule")) is not None
         }
         try:
+            gate = PerformanceGateConfig(
+                share=self.gate_share,
+                retreat=self.gate_retreat,
+                interval=self.gate_interval,
+                reference_episodes=self.gate_episodes,
+                window=self.gate_episodes,
+            )
             return SmoothingController(
-                make_rule(self.schedule, self.ramp_steps, members=members, random_return=random_return),
+                make_rule(
+                    self.schedule,
+                    self.ramp_steps,
+                    members=members,
+                    lanes=lanes,
+                    random_return=random_return,
+                    gate=gate,
+                ),
                 ramp_steps=self.ramp_steps,
                 overrides=overrides,
                 offline_share=OfflineShare(
@@ -230,6 +253,8 @@ class RunConfig(Generic[C]):
             raise ConfigError(f"reward_scale must be positive, got {self.reward_scale}")
         if self.reward_shift is not None and not math.isfinite(self.reward_shift):
             raise ConfigError(f"reward_shift must be finite, got {self.reward_shift}")
+        if self.random_steps and self.smoothing.schedule.startswith("performance_gate"):
+            raise ConfigError("random_steps would make random episodes the performance gate's yardstick; leave one out")
         if self.offline_updates == 0 and self.online_steps == 0 and self.pretrained is None:
             raise ConfigError("nothing to do: offline_updates and online_steps are both 0")
 

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from o2o_smooth.data.batch import FloatArray
 from o2o_smooth.envs import Task, make_vector_env
 from o2o_smooth.envs.make import episode_success
+from o2o_smooth.errors import EnvError
 from o2o_smooth.training.seeding import Stream, env_seeds
+
+LONGEST_EPISODE = 100_000  # steps; beyond this an evaluation would seem to hang
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,13 @@ class Evaluator:
             obs = np.array(raw, dtype=np.float32)
             running += reward
             steps += 1
+            if not np.isfinite(running).all():
+                raise EnvError(f"{self.task.env_id} returned a reward of NaN or infinity in evaluation")
+            if steps.max() > LONGEST_EPISODE:
+                raise EnvError(
+                    f"{self.task.env_id}: no end of an episode after {LONGEST_EPISODE:,} steps; give the environment a "
+                    f"time limit (max_episode_steps where it is registered)"
+                )
             ended = terminated | truncated
             if not ended.any():
                 continue

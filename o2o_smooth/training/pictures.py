@@ -98,7 +98,13 @@ def draw_arms(arms: Mapping[str, Path], path: Path, *, title: str) -> dict[str, 
     Raises:
         O2OError: A folder is not a run.
     """
-    curves = {name: read_curves(folder, arm=name) for name, folder in arms.items()}
+    curves = {
+        name: [curve for curve in read_curves(folder, arm=name) if len(curve.env_steps) > 1]
+        for name, folder in arms.items()
+    }
+    bare = [name for name, found in curves.items() if not found]
+    if bare:
+        raise O2OError(f"{arms[bare[0]]} has no evaluations after the switch")
     manifests = {name: read_manifest(folder) for name, folder in arms.items()}
     first = next(iter(manifests.values()))
     weights = {name: weight for name, folder in arms.items() if (weight := read_weight(folder)) is not None}

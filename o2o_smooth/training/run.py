@@ -304,7 +304,7 @@ class Run:
         """Interaction and smoothed updates for the online budget."""
         config, agent = self.config, self.agent
         smoothing, budget, n = config.smoothing, config.online_steps, config.num_envs
-        controller = smoothing.controller(members=self.members, random_return=self.task.ref_random)
+        controller = smoothing.controller(members=self.members, lanes=n, random_return=self.task.ref_random)
         self.online_rows = ReplayBuffer(
             self.members,
             min(config.buffer_size, -(-budget // n) * n),
@@ -340,7 +340,7 @@ class Run:
             while collector.env_steps < budget:
                 episodes = collector.step(uniform if collector.env_steps < config.random_steps else explore)
                 for episode in episodes:
-                    controller.observe_episodes(episode.member, [episode.episode_return])
+                    controller.observe_episodes(episode.member, [episode.episode_return], lane=episode.lane)
                     returns[episode.member].append(episode.episode_return)
                 controller.advance(env_steps=n)
                 t = collector.env_steps

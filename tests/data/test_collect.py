@@ -123,7 +123,7 @@ def test_episodes_are_reported_when_they_end_with_their_raw_return(
         due = []
         for i, tag in enumerate(TAGS):
             before, now = expected_episodes(tag, t), expected_episodes(tag, t + 1)
-            due += [Episode(i // PER_MEMBER, *episode) for episode in now[len(before) :]]
+            due += [Episode(i // PER_MEMBER, i % PER_MEMBER, *episode) for episode in now[len(before) :]]
         assert reports[t] == due
     assert sum(map(len, reports)) > 60
 

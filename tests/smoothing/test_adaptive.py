@@ -243,3 +243,20 @@ def test_state_of_another_population_is_refused() -> None:
 def test_setting_out_of_range_is_named(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name):
         gate(**{name: value})
+
+
+def test_short_first_episodes_of_parallel_environments_do_not_set_the_yardstick() -> None:
+    """Lane 0 ends four bad episodes before lane 1 ends a good one: each lane counts equally."""
+    rule = PerformanceGate(GATE, lanes=2)
+    rule.observe_episodes(0, [1.0] * 10, lane=0)
+    assert rule.bar(0) is None
+    rule.advance(1000)
+    assert rule.weights().tolist() == [0.0]
+    rule.observe_episodes(0, [9.0] * GATE.reference_episodes, lane=1)
+    assert rule.bar(0) == pytest.approx(GATE.share * 5.0)
+    state = json.loads(json.dumps(rule.state_dict()))
+    again = PerformanceGate(GATE, lanes=2)
+    again.load_state_dict(state)
+    assert again.bar(0) == rule.bar(0)
+    with pytest.raises(ValueError, match="lanes"):
+        PerformanceGate(GATE, lanes=3).load_state_dict(state)

@@ -229,7 +229,9 @@ def test_online_batch_has_the_wanted_share_of_offline_rows(
     assert batch.obs.shape == (2, 40, 3)
 
 
-def test_regimes_feed_each_objective_the_right_rows(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_regimes_feed_each_objective_the_right_rows(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """retain: offline rows to one side and online rows to the other; mixed and discard: one batch for both."""
     seen: list[tuple[float, float | None]] = []
 
@@ -289,7 +291,8 @@ def test_one_reward_map_for_dataset_and_collector_and_raw_returns_in_evaluations
     assert state.dataset is not None
     np.testing.assert_allclose(state.reward_map.apply(state.dataset.transitions).reward, OFFLINE_REWARD * 0.1 - 1.0)
     switch = [
-        [r["return_mean"] for r in lines(run(c), "evaluations.jsonl") if r["phase"] == "switch"] for c in (plain, scaled)
+        [r["return_mean"] for r in lines(run(c), "evaluations.jsonl") if r["phase"] == "switch"]
+        for c in (plain, scaled)
     ]
     assert switch[0] == switch[1]
     final = json.loads((tmp_path / "b" / "manifest.json").read_text())
