@@ -16,8 +16,10 @@ rng = np.random.default_rng(0)
 
 
 def scripted(obs):
-    """Pump energy into the pendulum; good enough to learn from."""
-    return np.clip([np.sign(obs[2]) * 1.5 + rng.normal(0, 0.7)], -2, 2).astype(np.float32)
+    """Pump energy into the pendulum, hold it when it is up; half of the time do something else."""
+    x, y, speed = obs
+    torque = -10 * y - 2 * speed if x > 0.8 else 2 * np.sign(speed)
+    return np.clip([torque if rng.random() < 0.5 else rng.uniform(-2, 2)], -2, 2).astype(np.float32)
 
 
 def rollout(env, policy, steps, rows):
@@ -44,17 +46,17 @@ def batch(rows, size=128):
 
 env = gym.make("Pendulum-v1")
 offline, online = [], []
-print("behaviour data:", round(rollout(env, scripted, 4000, offline)))
+print("behaviour data:", round(rollout(env, scripted, 10000, offline)))
 
 agent = IQL(env.observation_space, env.action_space, IQLConfig(hidden_dims=(64, 64)), online="sac")
-for _ in range(2000):
+for _ in range(3000):
     agent.update(batch(offline))
 print("after offline: ", round(rollout(env, agent.act, 2000, [])))
 
-smoothing = SmoothingController("linear:2000")
+smoothing = SmoothingController("linear:1500")
 smoothing.start()
 obs, _ = env.reset(seed=1)
-for step in range(4000):
+for step in range(3000):
     action = agent.act(obs, deterministic=False)
     next_obs, reward, terminated, truncated, _ = env.step(action)
     online.append((obs, action, float(reward) / 10, next_obs, float(terminated)))

@@ -34,7 +34,7 @@ class DemoConfig:
     """Folder of the results; if it is taken, a number is added."""
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     """One run per seed and arm; all arms of a seed start from the same checkpoint."""
-    offline_updates: int = 20_000
+    offline_updates: int = 8_000
     """Gradient steps before the switch."""
     online_steps: int = 10_000
     """Environment steps per seed after the switch."""
@@ -89,7 +89,6 @@ def _settings(config: DemoConfig, smoothing: SmoothingConfig, **rest: Any) -> Ru
         offline_updates=config.offline_updates,
         num_envs=1,
         batch_size=128,
-        log_every=200,
         **rest,
     )
 

@@ -211,8 +211,9 @@ class RunConfig(Generic[C]):
     """CPU threads for the learner; default: torch's choice."""
     compile: bool = False
     """Compile the update with torch.compile: slower to start, faster afterwards."""
-    log_every: int = 1000
-    """Steps (offline: updates; online: environment steps per seed) between rows of metrics.jsonl."""
+    log_every: int | None = None
+    """Steps (offline: updates; online: environment steps per seed) between rows of metrics.jsonl; default: a hundredth of
+    the phase."""
     out: str | None = None
     """Folder of the run; default: runs/TASK-AGENT-SCHEDULE."""
     overwrite: bool = False
@@ -243,7 +244,7 @@ class RunConfig(Generic[C]):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("num_envs", "batch_size", "update_after", "buffer_size", "log_every"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads must be at least 1, got {self.threads}")

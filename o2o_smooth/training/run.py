@@ -269,11 +269,12 @@ class Run:
         config, agent = self.config, self.agent
         if self.dataset is not None and agent.config.normalize_observations:
             agent.set_normalizer(*observation_statistics(self.dataset.transitions))
+        log_every = config.log_every or max(1, config.offline_updates // 100)
         every = config.evaluation.offline_eval_every
         every = max(1, config.offline_updates // 4) if every is None else every
         for update in range(1, config.offline_updates + 1):
             info = agent.update(self._offline_batch())
-            if update % config.log_every == 0 or update == config.offline_updates:
+            if update % log_every == 0 or update == config.offline_updates:
                 self._log_metrics("offline", 0, info, [{}] * self.members)
             if update % 50 == 0 or update == config.offline_updates:
                 self.progress.update(f"{self.name}: offline", update, config.offline_updates)
@@ -329,6 +330,7 @@ class Run:
         def explore(obs: FloatArray) -> FloatArray:
             return agent.act(obs, deterministic=False, step=collector.env_steps)
 
+        log_every = config.log_every or max(1, budget // 100)
         points = config.evaluation.online_steps(budget)
         returns: list[list[float]] = [[] for _ in self.seeds]
         info: Metrics = {}
@@ -352,7 +354,7 @@ class Run:
                     controller.advance(updates=1)
                     updates += 1
                 if t >= next_log and info:
-                    next_log += config.log_every
+                    next_log = t + log_every
                     if any(controller.mix().kind(c) == "mixed" for c in COMPONENTS):
                         self._measure_gradients(controller)
                     signals = controller.log()
