@@ -212,8 +212,8 @@ class RunConfig(Generic[C]):
     compile: bool = False
     """Compile the update with torch.compile: slower to start, faster afterwards."""
     log_every: int | None = None
-    """Steps (offline: updates; online: environment steps per seed) between rows of metrics.jsonl; default: a hundredth of
-    the phase."""
+    """Steps (offline: updates; online: environment steps per seed) between rows of metrics.jsonl; default: a hundredth
+    of the phase."""
     out: str | None = None
     """Folder of the run; default: runs/TASK-AGENT-SCHEDULE."""
     overwrite: bool = False
