@@ -10,6 +10,7 @@ import importlib.metadata
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -496,7 +497,23 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    if (commit := _commit()) is not None:
+        found["commit"] = commit
     return found
+
+
+def _commit() -> str | None:
+    """The commit of a source checkout, marked where it has changes; None for an installed package."""
+    root = Path(o2o_smooth.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        git = ("git", "-C", str(root))
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "") if head.returncode == 0 else None
 
 
 def _describe(dataset: Dataset) -> dict[str, Any]:
