@@ -24,7 +24,8 @@ from torch import Tensor
 
 from o2o_smooth.agents.config import AgentConfig
 from o2o_smooth.agents.networks import Networks
-from o2o_smooth.agents.optimizer import Mask, MemberAdam
+from o2o_smooth.agents.optimizer import MemberAdam
+from o2o_smooth.agents.plan import Plan, make_plan
 from o2o_smooth.data.batch import Batch, as_batch
 from o2o_smooth.draws import Draws
 from o2o_smooth.errors import ConfigError, DataError, EnvError
@@ -32,7 +33,6 @@ from o2o_smooth.smoothing.objective import (
     COMPONENTS,
     Kind,
     Mix,
-    Mode,
     Noise,
     Objective,
     Term,
@@ -40,21 +40,9 @@ from o2o_smooth.smoothing.objective import (
     match_gradients,
     member_dots,
     member_norms,
-    wanted,
 )
 
 Metrics = dict[str, Tensor]  # name -> (M,), detached, on the device: reading one waits for it
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything about a step that is known on the host: which terms exist. One compiled graph per plan."""
-
-    kinds: tuple[tuple[str, Kind], ...]
-    offline: frozenset[str]
-    online: frozenset[str]
-    mode: Mode
-    one_batch: bool
 
 
 @dataclass(frozen=True)
@@ -256,7 +244,7 @@ class Agent:
         source = self._as_batch(batch)
         target = source if online_batch is None or online_batch is batch else self._as_batch(online_batch)
         mix = mix or Mix.uniform(0.0, self.members)
-        plan, active, move_targets = self._plan(mix, one_batch=target is source)
+        plan, movement = make_plan(self.offline, self.online, mix, updates=self.updates, one_batch=target is source)
         with torch.no_grad():
             source = self._encode(source)
             target = source if plan.one_batch else self._encode(target)
@@ -268,9 +256,9 @@ class Agent:
             total, losses, info = self._loss_function(plan)(source, target, noise, weights)
             self.optimizer.zero_grad()
             total.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step(active)
-        if move_targets.any():
-            self.networks.update_targets(self.config.tau, move_targets)
+        self.optimizer.step(movement.components)
+        if movement.targets.any():
+            self.networks.update_targets(self.config.tau, movement.targets)
         self.updates += 1
         info.update({f"{name}/loss": loss.detach() for name, loss in losses.items()})
         return info
@@ -325,34 +313,6 @@ class Agent:
             next_obs=net.encode_obs(batch.next_obs),
             action=net.encode_action(batch.action),
         )
-
-    def _plan(self, mix: Mix, *, one_batch: bool) -> tuple[Plan, dict[str, Mask], Mask]:
-        """What this step computes, and which members move: per component, and the target networks."""
-        kinds = {name: mix.kind(name) for name in COMPONENTS}
-        offline = wanted(self.offline.components, kinds, "offline")
-        online = wanted(self.online.components, kinds, "online")
-        moved = self._due(mix)
-        if not moved.any():
-            offline, online = offline - {"actor"}, online - {"actor"}
-        active: dict[str, Mask] = {}
-        for name in offline | online:
-            weight = mix.weights[name]
-            active[name] = ((weight < 1) & (name in offline)) | ((weight > 0) & (name in online))
-        if "actor" in active:
-            active["actor"] &= moved
-        mode = mix.mode if any(kind == "mixed" for kind in kinds.values()) else "loss"
-        return Plan(tuple(kinds.items()), offline, online, mode, one_batch), active, moved
-
-    def _due(self, mix: Mix) -> Mask:
-        """Members whose actor and target networks move now.
-
-        A pure step keeps its own rhythm; a blended one takes the slower of the two.
-        """
-        off = np.any([mix.weights[name] < 1 for name in self.offline.components], axis=0)
-        on = np.any([mix.weights[name] > 0 for name in self.online.components], axis=0)
-        delay = np.maximum(np.where(off, self.offline.delay, 1), np.where(on, self.online.delay, 1))
-        due: Mask = (self.updates + 1) % delay == 0
-        return due
 
     def _noise(self, plan: Plan, batch: Batch) -> Noise:
         normal: dict[str, int] = {}

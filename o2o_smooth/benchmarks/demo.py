@@ -20,9 +20,10 @@ from o2o_smooth.benchmarks.arms import run_arms
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.stability.report import arm_table, render_table, rich_table, table_note
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
+from o2o_smooth.training.manifest import versions
 from o2o_smooth.training.pictures import draw_arms
 from o2o_smooth.training.progress import show_progress
-from o2o_smooth.training.run import run, versions
+from o2o_smooth.training.run import run
 
 TASK = "D4RL/pointmaze/umaze-dense-v2"
 

@@ -15,8 +15,9 @@ from o2o_smooth.agents import AGENTS
 from o2o_smooth.errors import CheckpointError, ConfigError, DataError
 from o2o_smooth.smoothing.objective import Mix
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
+from o2o_smooth.training.prepare import prepare
 from o2o_smooth.training.progress import Silent
-from o2o_smooth.training.run import Diverged, Run, prepare, run
+from o2o_smooth.training.run import Diverged, Run, run
 
 EVALUATION_FIELDS = {
     "phase", "env_steps", "updates", "seed", "return_mean", "return_std", "episodes", "score", "length_mean", "success",

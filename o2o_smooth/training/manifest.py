@@ -1,0 +1,98 @@
+"""What a run is made of, for its manifest: settings, data, device, versions."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import o2o_smooth
+from o2o_smooth.data.sources import Dataset
+from o2o_smooth.training.prepare import Prepared
+
+VERSIONED = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
+_OF_TASK = ("id", "env_id", "domain", "ref_random", "ref_expert", "ref_source")
+
+
+def make_manifest(prepared: Prepared) -> dict[str, Any]:
+    """The manifest of a run that begins."""
+    config, agent, forked = prepared.config, prepared.agent, prepared.forked
+    dataset = forked.dataset if prepared.dataset is None and forked is not None else None
+    task = {name: value for name, value in asdict(prepared.task).items() if name in _OF_TASK}
+    return {
+        "format": 1,
+        "status": "running",
+        "command": sys.argv,
+        "config": config.to_dict(),
+        "task": {**task, "reward_scale": prepared.reward_map.scale, "reward_shift": prepared.reward_map.shift},
+        "dataset": dataset if prepared.dataset is None else describe_dataset(prepared.dataset),
+        "agent": agent.name,
+        "online": agent.online_choice,
+        "hyper": agent.config.to_dict(),
+        "seeds": list(agent.seeds),
+        "device": device_name(agent.device),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "started": now(),
+        "finished": None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"o2o_smooth": o2o_smooth.__version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if (commit := _commit()) is not None:
+        found["commit"] = commit
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of a source checkout, marked where it has changes; None for an installed package."""
+    root = Path(o2o_smooth.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        git = ("git", "-C", str(root))
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "") if head.returncode == 0 else None
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """What a manifest and a checkpoint say of the offline data."""
+    returns = dataset.transitions.episode_returns
+    return {
+        "id": dataset.id,
+        "provenance": dataset.provenance,
+        "sha256": dataset.sha256,
+        "transitions": len(dataset.transitions),
+        "episodes": len(returns),
+        "return_mean": float(returns.mean()),
+        "note": dataset.note,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The device, with the GPU's model."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return str(device)
+
+
+def now() -> str:
+    """The time, UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,151 @@
+"""Everything that can fail before a run begins: names, files, shapes, what belongs together; nothing is written."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from o2o_smooth.agents import AGENTS, Agent
+from o2o_smooth.data.normalize import RewardMap
+from o2o_smooth.data.sources import Dataset, check_fits, load_dataset
+from o2o_smooth.envs import Task, find_task, make_env
+from o2o_smooth.errors import CheckpointError, ConfigError
+from o2o_smooth.smoothing.objective import COMPONENTS
+from o2o_smooth.training.checkpoint import SwitchRecord, load_checkpoint
+from o2o_smooth.training.config import RunConfig
+from o2o_smooth.training.progress import ProgressSink
+
+
+@dataclass
+class Prepared:
+    """Everything that can fail before a run begins, done."""
+
+    config: RunConfig[Any]
+    task: Task
+    dataset: Dataset | None
+    reward_map: RewardMap
+    agent: Agent
+    forked: SwitchRecord | None
+    out: Path
+
+
+def default_out(config: RunConfig[Any]) -> Path:
+    """runs/TASK-AGENT-SCHEDULE, in characters that every file system takes."""
+    text = f"{config.task}-{config.agent}-{config.smoothing.schedule}"
+    return Path("runs") / re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+
+
+def prepare(config: RunConfig[Any], progress: ProgressSink) -> Prepared:
+    """Load and check everything a run needs, writing nothing (but a made dataset).
+
+    Raises:
+        O2OError: With the cause and the cure.
+    """
+    out = Path(config.out) if config.out is not None else default_out(config)
+    _check_out(out, config)
+    device = _device(config.device)
+    task = find_task(config.task)
+    env = make_env(task)
+    obs_space, action_space = env.observation_space, env.action_space
+    env.close()
+    forked = None
+    agent_class = AGENTS[config.agent]
+    if config.pretrained is not None:
+        agent, forked = load_checkpoint(
+            Path(config.pretrained), device=device, compile=config.compile, online=config.online, hyper=config.hyper
+        )
+        _check_fork(config, agent, forked, task)
+    else:
+        agent = agent_class(
+            obs_space,
+            action_space,
+            config.hyper,
+            online=config.online,
+            seeds=config.seeds,
+            device=device,
+            compile=config.compile,
+        )
+    dataset = None
+    if needs_dataset(config):
+        dataset = load_dataset(
+            task,
+            dataset=config.dataset,
+            progress=lambda done, total: progress.update("making the dataset", done, total),
+            log=progress.note,
+        )
+        check_fits(dataset, agent.obs_dim, agent.action_dim)
+        if forked is not None and forked.dataset is not None and forked.dataset["sha256"] != dataset.sha256:
+            raise CheckpointError(
+                f"{config.pretrained} was pretrained on {forked.dataset['id']} (other contents than {dataset.id} has "
+                f"now); retaining other data than that would not be a fork. Give --dataset or pretrain again"
+            )
+    elif config.smoothing.regime != "discard" and not _purely_online(config):
+        raise ConfigError(
+            f"regime {config.smoothing.regime} keeps offline rows, but there is no offline data without offline "
+            f"updates; use --regime discard or --schedule jump"
+        )
+    scale = task.reward_scale if config.reward_scale is None else config.reward_scale
+    shift = task.reward_shift if config.reward_shift is None else config.reward_shift
+    if forked is not None and (scale, shift) != (forked.reward_scale, forked.reward_shift):
+        raise CheckpointError(
+            f"{config.pretrained} was pretrained with rewards * {forked.reward_scale:g} + {forked.reward_shift:g}, "
+            f"this run asks for * {scale:g} + {shift:g}; leave --reward-scale and --reward-shift as they were"
+        )
+    return Prepared(config, task, dataset, RewardMap(scale, shift), agent, forked, out)
+
+
+def needs_dataset(config: RunConfig[Any]) -> bool:
+    """Whether the run reads offline rows."""
+    if config.pretrained is None and config.offline_updates > 0:
+        return True
+    if config.online_steps == 0 or config.smoothing.regime == "discard":
+        return False
+    return config.dataset is not None or (config.pretrained is not None and not _purely_online(config))
+
+
+def _purely_online(config: RunConfig[Any]) -> bool:
+    """Whether no offline row can ever be drawn: a jump without an offline share."""
+    smoothing = config.smoothing
+    overrides = [getattr(smoothing, f"{name}_schedule") for name in COMPONENTS]
+    share = smoothing.regime == "mixed" or smoothing.offline_fraction or smoothing.offline_fraction_end
+    return smoothing.schedule == "jump" and not any(overrides) and not share
+
+
+def _check_out(out: Path, config: RunConfig[Any]) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; choose another --out")
+    if out.is_dir() and any(out.iterdir()):
+        if not config.overwrite:
+            raise ConfigError(f"{out} is not empty; choose another --out, or --overwrite to replace the run there")
+        if not (out / "manifest.json").is_file():
+            raise ConfigError(f"{out} is not empty and not a run; --overwrite replaces runs only, choose another --out")
+        if config.pretrained is not None and out.resolve() in [
+            p.resolve() for p in (Path(config.pretrained), *Path(config.pretrained).parents)
+        ]:
+            raise ConfigError(f"--out {out} would replace the checkpoint of --pretrained; choose another folder")
+
+
+def _check_fork(config: RunConfig[Any], agent: Agent, record: SwitchRecord, task: Task) -> None:
+    if agent.name != config.agent:
+        raise CheckpointError(f"{config.pretrained} holds an {agent.name} agent; use --agent {agent.name}")
+    if record.task != task.id:
+        raise CheckpointError(f"{config.pretrained} was pretrained on {record.task}, not on {task.id}")
+    if agent.seeds != config.seeds:
+        have = " ".join(map(str, agent.seeds))
+        raise CheckpointError(f"{config.pretrained} holds the seeds {have}; use --seeds {have}")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"there is no device '{name}'; use cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device '{name}' is not supported; use cpu, cuda or cuda:N")
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(f"device '{name}' is not there: torch sees {torch.cuda.device_count()} CUDA devices")
+    return device
