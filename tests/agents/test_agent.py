@@ -262,6 +262,8 @@ def test_every_preset_builds(name: str) -> None:
 
 
 @pytest.mark.slow
+# torch's own inductor still uses torch.jit.script_method when it starts
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize(("name", "online"), [("iql", "sac"), ("cql", "sac"), ("td3_bc", "td3")])
 def test_compiled_and_eager_agree(name: str, online: str) -> None:
     cls = AGENTS[name]

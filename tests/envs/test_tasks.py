@@ -71,7 +71,7 @@ def test_unknown_task_is_one_line_with_close_matches() -> None:
     with pytest.raises(EnvError, match="hopper-medium-v2") as error:
         find_task("hoper-medium-v2")
     assert "\n" not in str(error.value)
-    assert "known_tasks()" in str(error.value)
+    assert "o2o-smooth tasks" in str(error.value)
 
 
 def test_module_that_cannot_be_imported_is_named() -> None:
