@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 $(BIN)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet $(TORCH)
 	touch $@
 
 $(BIN)/.installed: $(BIN)/.torch pyproject.toml

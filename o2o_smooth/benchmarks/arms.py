@@ -5,10 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
 import threading
+import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing.context import BaseContext
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.progress import ProgressSink
 
 _POLL_S = 0.2
+_EVERY_S = 0.1  # between two messages about the same task
+_GRACE_S = 5.0  # for an interrupted arm to write down that it was interrupted
 
 
 class _QueueSink:
@@ -23,9 +26,14 @@ class _QueueSink:
 
     def __init__(self, messages: Any) -> None:
         self.messages = messages
+        self._last: dict[str, float] = {}
 
     def update(self, name: str, done: int, total: int, remark: str = "") -> None:
         """See `ProgressSink`."""
+        now = time.monotonic()
+        if done < total and now - self._last.get(name, 0.0) < _EVERY_S:
+            return
+        self._last[name] = now
         self.messages.put(("update", name, done, total, remark))
 
     def note(self, text: str) -> None:
@@ -33,8 +41,14 @@ class _QueueSink:
         self.messages.put(("note", text))
 
 
-def _die_with_parent() -> None:
-    """Leave no worker behind, training for nobody, when the process that shows it is killed."""
+_messages: Any = None  # of a worker process
+
+
+def _begin(messages: Any) -> None:
+    """In a worker: end properly on SIGTERM, and leave nothing training for nobody when the parent is killed."""
+    global _messages
+    _messages = messages
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -45,10 +59,10 @@ def _die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _work(config: RunConfig[Any], name: str, messages: Any) -> Path:
+def _work(config: RunConfig[Any], name: str) -> Path:
     from o2o_smooth.training.run import run
 
-    return run(config, _QueueSink(messages), name=name)
+    return run(config, _QueueSink(_messages), name=name)
 
 
 def run_arms(
@@ -64,36 +78,36 @@ def run_arms(
     """
     workers = workers or min(len(arms), os.cpu_count() or 1)
     context = multiprocessing.get_context("spawn")  # a fork would copy the learner's threads
-    with context.Manager() as manager, _pool(workers, context) as pool:
-        messages = manager.Queue()
-        futures = {name: pool.submit(_work, config, name, messages) for name, config in arms.items()}
+    messages = context.Queue()
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(messages,)) as pool:
+        futures = {name: pool.submit(_work, config, name) for name, config in arms.items()}
         try:
             while not all(f.done() for f in futures.values()):
                 _show(messages, progress)
-                _raise_first(futures)
+                for future in futures.values():
+                    if future.done():
+                        future.result()  # raises what the arm raised
             _show(messages, progress)
             return {name: future.result() for name, future in futures.items()}
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
+            processes = multiprocessing.active_children()
+            for process in processes:
                 process.terminate()
+            deadline = time.monotonic() + _GRACE_S
+            for process in processes:
+                process.join(max(0.0, deadline - time.monotonic()))
+                process.kill()
             raise
 
 
-def _pool(workers: int, context: BaseContext) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent)
-
-
 def _show(messages: Any, progress: ProgressSink) -> None:
+    """Pass on what has come, waiting a moment for the first."""
+    timeout = _POLL_S
     while True:
         try:
-            kind, *content = messages.get(timeout=_POLL_S)
+            kind, *content = messages.get(timeout=timeout)
         except queue.Empty:
             return
         getattr(progress, kind)(*content)
-
-
-def _raise_first(futures: Mapping[str, Future[Path]]) -> None:
-    for future in futures.values():
-        if future.done() and (error := future.exception()) is not None:
-            raise error
+        timeout = 0.0

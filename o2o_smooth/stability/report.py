@@ -252,8 +252,8 @@ def _arm_row(arm: str, curves: Sequence[Curve], budget: float | None, measured: 
 
 def _estimated_null_dip(curve: Curve, budget: float | None) -> float | None:
     """The null dip of a curve from the spread of its episodes at the switch."""
-    if curve.spread is None or curve.episodes is None:
-        return None
+    if curve.spread is None or curve.episodes is None or curve.episodes[0] < 2:
+        return None  # one episode has no spread, which is not the same as no noise
     after = curve.env_steps > 0
     if budget is not None:
         after &= curve.env_steps <= budget

@@ -119,6 +119,9 @@ class Run:
                 self.finetune(record)
             self._picture()
             status = "completed"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
         finally:
             manifest |= {"status": status, "finished": now()}
             self.tracker.manifest(manifest)
