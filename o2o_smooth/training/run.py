@@ -111,6 +111,9 @@ class Run:
                     discount=self.agent.config.discount,
                     device=self.agent.device,
                 )
+            if config.online_steps > 0:
+                # Now rather than at the switch: memory that is not there should not cost a pretraining.
+                self.online_rows = self._online_buffer()
             record = self.forked if self.forked is not None else self.pretrain()
             for row in record.rows:
                 self.tracker.evaluation(row)
@@ -169,18 +172,17 @@ class Run:
 
     # Online
 
+    def _online_buffer(self) -> ReplayBuffer:
+        config, agent = self.config, self.agent
+        steps = -(-config.online_steps // config.num_envs) * config.num_envs
+        capacity = min(config.buffer_size, steps)
+        return ReplayBuffer(self.members, capacity, agent.obs_dim, agent.action_dim, device=agent.device)
+
     def finetune(self, record: SwitchRecord) -> None:
         """Interaction and smoothed updates for the online budget."""
         config, agent = self.config, self.agent
         smoothing, budget, n = config.smoothing, config.online_steps, config.num_envs
         controller = smoothing.controller(members=self.members, lanes=n, random_return=self.task.ref_random)
-        self.online_rows = ReplayBuffer(
-            self.members,
-            min(config.buffer_size, -(-budget // n) * n),
-            agent.obs_dim,
-            agent.action_dim,
-            device=agent.device,
-        )
         if smoothing.regime == "discard":
             self.offline_rows = None
         collector = Collector(
