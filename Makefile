@@ -16,11 +16,11 @@ $(BIN)/.torch:
 	touch $@
 
 $(BIN)/.installed: $(BIN)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[robotics]"
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[robotics]"
 	touch $@
 
 $(BIN)/.dev: $(BIN)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[robotics,wandb,tensorboard,dev]"
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[robotics,wandb,tensorboard,dev]"
 	touch $@
 
 demo: $(BIN)/.installed

@@ -93,11 +93,15 @@ def parse_run(arguments: Sequence[str]) -> Any:
         values = read_toml(Path(config_file))
     chosen = {name: _peek(arguments, f"--{name}") or values.get(name) for name in ("task", "agent", "pretrained")}
     base = _from_checkpoint(str(chosen["pretrained"])) if chosen["pretrained"] else None
-    if base is not None and chosen["agent"] in (None, base.agent):
+    if base is not None:
+        if chosen["agent"] not in (None, base.agent):
+            raise O2OError(f"{chosen['pretrained']} holds an {base.agent} agent; leave --agent {chosen['agent']} out")
         default = apply_values(base, values, config_file or "")
     else:
         agent = str(chosen["agent"] or "iql")
         task = str(chosen["task"] or RunConfig.task)
+        if ":" in task:  # module:Id, with the module in the current folder
+            sys.path.insert(0, str(Path.cwd()))
         domain = find_task(task).domain if chosen["task"] or agent in AGENTS else "other"
         default = default_config(task, agent, domain, values, config_file or "")
     hyper = AGENTS[default.agent].config_class
@@ -107,11 +111,10 @@ def parse_run(arguments: Sequence[str]) -> Any:
 def _from_checkpoint(path: str) -> Any:
     """Defaults of a fork: what the checkpoint was made with."""
     from o2o_smooth.training.checkpoint import find_checkpoint, load_checkpoint
-    from o2o_smooth.training.config import RunConfig
+    from o2o_smooth.training.config import RunConfig, apply_values
 
-    folder = find_checkpoint(Path(path))
-    agent, record = load_checkpoint(folder)
-    return RunConfig(
+    agent, record = load_checkpoint(find_checkpoint(Path(path)))
+    config = RunConfig(
         hyper=agent.config,
         task=record.task,
         agent=agent.name,
@@ -120,19 +123,30 @@ def _from_checkpoint(path: str) -> Any:
         pretrained=path,
         seeds=agent.seeds,
         offline_updates=record.offline_updates,
-        batch_size=record.batch_size,
         reward_scale=record.reward_scale,
         reward_shift=record.reward_shift,
     )
+    values = {name: value for name, value in record.settings.items() if value is not None}
+    return apply_values(config, values, f"{path}: run.json")
 
 
 def _run(arguments: list[str]) -> int:
+    from o2o_smooth.training.prepare import default_out
     from o2o_smooth.training.progress import show_progress
     from o2o_smooth.training.run import run
 
     config = parse_run(arguments)
-    with show_progress() as progress:
-        out = run(config, progress)
+    try:
+        with show_progress() as progress:
+            out = run(config, progress)
+    except KeyboardInterrupt:
+        kept = Path(config.out) if config.out else default_out(config)
+        if (kept / "checkpoints" / "switch" / "run.json").is_file():
+            print(
+                f"interrupted; {kept} keeps the switch: o2o-smooth run --pretrained {kept} --out ...", file=sys.stderr
+            )
+            return 130
+        raise
     _summary({config.smoothing.schedule: out})
     print(f"picture: {out / 'stability.png'}")
     print(f"run: {out}")
@@ -168,7 +182,13 @@ def _tasks(arguments: list[str]) -> int:
         return 0
     if arguments:
         return _fail(f"o2o-smooth tasks takes no '{arguments[0]}'")
-    table = Table("task", "environment", "data", "score 0", "score 100", title=None)
+    if not sys.stdout.isatty():  # whole names, a line a task, for pipes
+        for task in known_tasks():
+            print("\t".join((task.id, task.env_id, ",".join(task.aliases), ",".join(task.dataset_ids))))
+        return 0
+    table = Table("task", "environment", "data", "score 0", "score 100")
+    for column in table.columns:
+        column.overflow = "fold"
     for task in known_tasks():
         refs = [f"{r:.1f}" if r is not None else "-" for r in (task.ref_random, task.ref_expert)]
         table.add_row("\n".join((task.id, *task.aliases)), task.env_id, "\n".join(task.dataset_ids) or "-", *refs)

@@ -235,12 +235,18 @@ class Agent:
 
         Args:
             batch: What the offline objective sees; see `as_batch` for plain arrays.
-            online_batch: What the online objective sees; default: the same batch.
+            online_batch: What the online objective sees; default: the same batch (the `mixed` regime).
             mix: Weights of the online objective; default: pure offline.
 
         Returns:
             Metrics, (M,) each, detached and on the device.
+
+        Raises:
+            DataError: A batch that does not fit; plain arrays are also checked for NaN.
+            ConfigError: An online batch without a mix.
         """
+        if online_batch is not None and mix is None:
+            raise ConfigError("an online batch without a mix would be ignored; give mix=controller.mix()")
         source = self._as_batch(batch)
         target = source if online_batch is None or online_batch is batch else self._as_batch(online_batch)
         mix = mix or Mix.uniform(0.0, self.members)

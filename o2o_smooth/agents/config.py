@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Self, get_type_hints
 
 from o2o_smooth.errors import ConfigError
 
+DOMAINS = ("mujoco", "antmaze", "adroit", "pointmaze", "other")
+
 
 @cache
 def _presets() -> dict[str, dict[str, dict[str, Any]]]:
@@ -101,8 +103,13 @@ class AgentConfig:
     def preset(cls, domain: str) -> Self:
         """The published settings for a domain (`mujoco`, `antmaze`, `adroit`, `pointmaze`), else the defaults.
 
+        Raises:
+            ConfigError: An unknown domain.
+
         Source: agents/presets.toml, with the paper of each table beside it.
         """
+        if domain not in DOMAINS:
+            raise ConfigError(f"there is no domain '{domain}'; there are {', '.join(DOMAINS)}")
         tables = _presets().get(cls.algorithm, {})
         config: Self = build_config(cls, tables.get("default", {}) | tables.get(domain, {}))
         return config

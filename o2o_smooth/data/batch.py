@@ -157,6 +157,8 @@ def as_batch(
             hint = "; give terminated and truncated apart" if name in ("done", "dones", "terminals") else ""
             raise DataError(f"a batch has no field '{key}'{hint}; it has {', '.join(Batch._fields)}")
         fields[name] = torch.as_tensor(value, dtype=dtype, device=device)
+        if name != "mc_return" and not torch.isfinite(fields[name]).all():
+            raise DataError(f"{key} holds NaN or infinity, which would spoil the networks for good; repair the rows")
     missing = [name for name in Batch._fields if name not in fields and name not in _OPTIONAL]
     if missing:
         raise DataError(f"the batch lacks {', '.join(missing)}; it needs {', '.join(Batch._fields[:5])}")

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,9 @@ def load_dataset(
         DataError: Nothing was found, or what was found is broken; the text names the cures.
     """
     say = log if log is not None else _silent
+    other = dataset is not None and Path(dataset).suffix in (".npy", ".hdf5", ".h5", ".pkl", ".csv")
+    if other or (dataset is not None and not dataset.endswith(".npz") and Path(dataset).is_file()):
+        raise DataError(f"{dataset}: of files only .npz is read; give one, or the id of a Minari dataset")
     if dataset is not None and dataset.endswith(".npz"):
         loaded = from_npz(Path(dataset))
         if task.goal_reward is not None:
@@ -159,8 +162,13 @@ def from_npz(path: Path) -> Dataset:
     except FileNotFoundError as error:
         raise DataError(f"no dataset file {path}") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError) as error:
-        raise DataError(f"dataset file {path} is broken or no .npz of plain arrays: {_one_line(error)}") from error
+        raise DataError(f"dataset file {path} is broken or no .npz of plain arrays{_reason(error)}") from error
     return from_arrays(arrays, id=str(path))
+
+
+def _reason(error: Exception) -> str:
+    """What the library says, unless it advises to unpickle."""
+    return "" if "pickle" in str(error) else f": {_one_line(error)}"
 
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]], *, id: str = "arrays") -> Dataset:
@@ -187,12 +195,15 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]], *, id: str = "arrays") -> Da
         assert truncated is not None  # _collect has seen to it
         return make_dataset(id, _pair_rows(obs, action, reward, terminated, truncated), "arrays")
     next_obs = _floats("next_obs", given["next_obs"], n)
+    guessed = ""
     if truncated is None:
         truncated = np.zeros(n, dtype=np.bool_)
         if next_obs.shape == obs.shape:  # if not, Transitions says so
             truncated[:-1] = (next_obs[:-1] != obs[1:]).any(axis=1) & ~terminated[:-1]
+        guessed = "; no timeouts: episode ends guessed where a successor is not the next row"
     truncated[-1] |= not terminated[-1]
-    return make_dataset(id, Transitions(obs, action, reward, next_obs, terminated, truncated), "arrays")
+    made = make_dataset(id, Transitions(obs, action, reward, next_obs, terminated, truncated), "arrays")
+    return replace(made, note=made.note + guessed)
 
 
 def from_minari(

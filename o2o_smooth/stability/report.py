@@ -165,7 +165,9 @@ def rich_table(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -
     table = Table(title=title, caption=table_note(rows), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.title_justify = table.caption_justify = "left"
     for i, header in enumerate(_NARROW_HEADERS):
-        table.add_column(header, justify="left" if i == 0 else "right", no_wrap=i > 0, vertical="bottom")
+        table.add_column(
+            header, justify="left" if i == 0 else "right", no_wrap=i > 0, vertical="bottom", overflow="fold"
+        )
     for row in rows:
         table.add_row(*_cells(row))
     return table
@@ -178,9 +180,9 @@ def table_note(rows: Sequence[Mapping[str, Any]]) -> str:
     back = f"{RECOVERY_MARGIN:g} % of |J0|" if returns else f"{RECOVERY_MARGIN:g} points"
     return (
         ("Returns: the task has no reference scores. " if returns else "")
-        + "J0: at the switch. Null dip: what evaluation noise alone would show. Dip, area (mean loss a step), final: "
-        f"means over seeds; minimum at: median env steps. Dropped: dips that exceed the null dip by over {margin}. "
-        f"Recovered: of those, back within {back} of J0."
+        + "J0: at the switch. Null dip: what evaluation noise alone would show. Dip, area (mean points below J0), "
+        "final: means over seeds; minimum at: median env steps. Dropped: dips that exceed the null dip by over "
+        f"{margin}. Recovered: of those, back within {back} of J0."
     )
 
 
@@ -205,8 +207,8 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         amount(row["dip_area"]),
         f"{row['dip_time']:,.0f}",
         amount(row["final"]),
-        f"{dropped} of {row['n']}",
-        f"{row['recovered']} of {dropped}" if dropped else "-",
+        "-" if row["null_dip"] is None else f"{dropped} of {row['n']}",
+        f"{row['recovered']} of {dropped}" if dropped and row["null_dip"] is not None else "-",
     )
 
 

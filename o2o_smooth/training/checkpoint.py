@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from o2o_smooth.agents import Agent, AgentConfig
 from o2o_smooth.agents.storage import load_agent, read_json, save_agent
 from o2o_smooth.errors import CheckpointError
+from o2o_smooth.training.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class SwitchRecord:
     reward_scale: float
     reward_shift: float
     offline_updates: int
-    batch_size: int
+    settings: dict[str, Any]  # what a fork inherits, by the name of its flag
     rows: list[dict[str, Any]]  # the evaluation at the switch, one per seed
     returns: list[list[float]]  # raw returns of its episodes, per seed
 
@@ -40,6 +41,12 @@ def save_checkpoint(path: Path, agent: Agent, record: SwitchRecord, controller: 
     if controller is not None:
         extra["controller.json"] = controller
     return save_agent(agent, path, extra)
+
+
+def inherited(config: RunConfig[Any]) -> dict[str, Any]:
+    """The settings that a fork takes over unless it is told otherwise: how to interact, learn and evaluate."""
+    names = ("num_envs", "utd", "batch_size", "update_after", "buffer_size", "vectorizer")
+    return {name: getattr(config, name) for name in names} | asdict(config.evaluation)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -72,6 +79,9 @@ def load_checkpoint(
     """
     folder = find_checkpoint(path)
     record = read_record(folder)
+    name = read_json(folder / "agent.json").get("agent")
+    if hyper is not None and hyper.algorithm != name:
+        raise CheckpointError(f"{path} holds an {name} agent; leave --agent out or use --agent {name}")
     return load_agent(folder, device=device, compile=compile, online=online, config=hyper), record
 
 

@@ -180,7 +180,8 @@ class RunConfig(Generic[C]):
     dataset: str | None = None
     """Minari id or .npz file of the offline data; default: the task's own."""
     pretrained: str | None = None
-    """A run or checkpoint folder to fork from instead of pretraining; same task and seeds."""
+    """A run or checkpoint folder to fork from instead of pretraining. Task, agent and its settings, seeds, data, reward
+    map, num_envs, utd, batch size and evaluation are the checkpoint's unless given."""
     seeds: tuple[int, ...] = (0,)
     """One run per seed, trained together as one population."""
     offline_updates: int = 100_000
@@ -208,7 +209,8 @@ class RunConfig(Generic[C]):
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
     threads: int | None = None
-    """CPU threads for the learner; default: torch's choice."""
+    """CPU threads for the learner; default: one for small networks, where more only wait for each other, else
+    torch's choice."""
     compile: bool = False
     """Compile the update with torch.compile: slower to start, faster afterwards."""
     log_every: int | None = None
@@ -265,10 +267,11 @@ class RunConfig(Generic[C]):
 
 
 def unknown(kind: str, name: str, choices: Mapping[str, object]) -> str:
-    """Text for an unknown name, with the closest ones."""
+    """Text for an unknown name, with the closest ones, or all where they are few."""
     close = difflib.get_close_matches(name, list(choices), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return f"there is no {kind} '{name}'; {hint}available: {', '.join(choices)}"
+    hint = f"did you mean {' or '.join(close)}?" if close else ""
+    every = f"available: {', '.join(choices)}" if len(choices) <= 12 or not close else ""
+    return f"there is no {kind} '{name}'; " + " ".join(part for part in (hint, every) if part)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -364,7 +367,14 @@ def _convert(name: str, value: Any, hint: str, where: str) -> Any:
         raise ConfigError(f"{where}: {name} must be one of {', '.join(choices)}, got {value!r}")
     elif isinstance(value, str):
         return value
-    raise ConfigError(f"{where}: {name} must be of type {hint}, got {value!r}")
+    words = {
+        "tuple[int, ...]": "a list of integers",
+        "bool": "true or false",
+        "int": "an integer",
+        "float": "a number",
+        "str": "a string",
+    }
+    raise ConfigError(f"{where}: {name} must be {words.get(hint.split(' |')[0], hint)}, got {value!r}")
 
 
 def default_config(

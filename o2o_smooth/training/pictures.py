@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from o2o_smooth.errors import O2OError
+from o2o_smooth.smoothing import parse_schedule
 from o2o_smooth.stability.plots import plot_run, plot_switch
 from o2o_smooth.stability.report import Curve, read_curves, read_pretraining
 
@@ -55,14 +56,18 @@ def behaviour_score(manifest: Mapping[str, Any]) -> dict[str, float]:
 
 
 def ramp_end(manifest: Mapping[str, Any]) -> float | None:
-    """Where a curve's ramp ends, in environment steps; None where there is none or it moves on signals."""
+    """Where a curve stops moving, in environment steps; None where it never moves or moves on signals."""
     smoothing = manifest["config"]["smoothing"]
-    name = smoothing["schedule"].split("+")[-1]
-    if name.startswith(("jump", "stay", ADAPTIVE)) or smoothing["ramp_unit"] != "env_steps":
+    if smoothing["schedule"].startswith(ADAPTIVE) or smoothing["ramp_unit"] != "env_steps":
         return None
-    parts = name.split(":")
-    held = sum(float(p.split(":")[1]) for p in smoothing["schedule"].split("+")[:-1] if p.startswith("hold:"))
-    return held + (float(parts[1]) if len(parts) > 1 else float(smoothing["ramp_steps"]))
+    curve = parse_schedule(smoothing["schedule"], smoothing["ramp_steps"])
+    budget = manifest["config"]["online_steps"]
+    steps = np.linspace(0, budget, 2001)
+    weights = np.array([curve(t) for t in steps])
+    moving = np.flatnonzero(weights < curve(1e15) - 1e-9)
+    if len(moving) == 0 or moving[-1] == len(steps) - 1:
+        return None
+    return float(steps[moving[-1] + 1])
 
 
 def draw_run(run_dir: Path) -> Path:

@@ -78,6 +78,7 @@ def prepare(config: RunConfig[Any], progress: ProgressSink) -> Prepared:
             log=progress.note,
         )
         check_fits(dataset, agent.obs_dim, agent.action_dim)
+        _warn_of_units(dataset, agent, progress)
         if forked is not None and forked.dataset is not None and forked.dataset["sha256"] != dataset.sha256:
             raise CheckpointError(
                 f"{config.pretrained} was pretrained on {forked.dataset['id']} (other contents than {dataset.id} has "
@@ -113,6 +114,18 @@ def _purely_online(config: RunConfig[Any]) -> bool:
     overrides = [getattr(smoothing, f"{name}_schedule") for name in COMPONENTS]
     share = smoothing.regime == "mixed" or smoothing.offline_fraction or smoothing.offline_fraction_end
     return smoothing.schedule == "jump" and not any(overrides) and not share
+
+
+def _warn_of_units(dataset: Dataset, agent: Agent, progress: ProgressSink) -> None:
+    """Say where the data's actions lie outside the task's box; a little is rounding, much is another unit."""
+    action = dataset.transitions.action
+    margin = 1e-3 * (agent.action_high - agent.action_low)
+    outside = ((action < agent.action_low - margin) | (action > agent.action_high + margin)).any(axis=1).mean()
+    if outside > 0:
+        progress.note(
+            f"warning: {outside:.1%} of the data's actions lie outside the task's action box and are clipped; they "
+            f"range from {action.min():.3g} to {action.max():.3g}. Is their unit right?"
+        )
 
 
 def _check_out(out: Path, config: RunConfig[Any]) -> None:

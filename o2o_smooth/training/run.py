@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from o2o_smooth.agents import CQLConfig
 from o2o_smooth.agents.base import Metrics
 from o2o_smooth.data.batch import Batch, FloatArray
 from o2o_smooth.data.buffer import ReplayBuffer, concatenate
@@ -24,7 +25,7 @@ from o2o_smooth.envs import make_vector_env
 from o2o_smooth.errors import ConfigError, O2OError
 from o2o_smooth.smoothing import SmoothingController
 from o2o_smooth.smoothing.objective import COMPONENTS, Mix
-from o2o_smooth.training.checkpoint import SwitchRecord, save_checkpoint
+from o2o_smooth.training.checkpoint import SwitchRecord, inherited, save_checkpoint
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.evaluate import Evaluation, Evaluator
 from o2o_smooth.training.manifest import describe_dataset, make_manifest, now
@@ -34,6 +35,7 @@ from o2o_smooth.training.seeding import Stream, env_seeds, generator
 from o2o_smooth.training.tracking import LocalFiles, Tracker, open_sinks
 
 ONLINE_EVALUATIONS = 1_000_000_000  # evaluation index of the switch; offline evaluations count updates from 0
+SHARED_FLOPS = 5e7  # a matmul below this takes half a millisecond; two threads lose more than that by waiting
 NORMS_EVERY = 100  # updates between measurements of gradient norms where the curve is in effective weight
 
 
@@ -56,20 +58,29 @@ def run(config: RunConfig[Any], progress: ProgressSink | None = None, *, name: s
         O2OError: Something that the user can put right; before training nothing is written.
     """
     progress = progress or Silent()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    prepared = prepare(config, progress)
-    return Run(prepared, progress, name or f"{config.agent} on {prepared.task.id}").do()
+    threads = config.threads or default_threads(config)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return Run(prepare(config, progress), progress, name).do()
+
+
+def default_threads(config: RunConfig[Any]) -> int | None:
+    """One thread where a layer's matmul is too small to share; None leaves torch's choice."""
+    width = max(config.hyper.hidden_dims)
+    actions = 3 * config.hyper.cql_actions if isinstance(config.hyper, CQLConfig) else 1
+    flops = 2 * len(config.seeds) * config.hyper.num_critics * config.batch_size * actions * width**2
+    return 1 if flops < SHARED_FLOPS else None
 
 
 class Run:
     """The state of a run in progress."""
 
-    def __init__(self, prepared: Prepared, progress: ProgressSink, name: str) -> None:
+    def __init__(self, prepared: Prepared, progress: ProgressSink, name: str | None) -> None:
         self.prepared = prepared
         self.config, self.task, self.agent = prepared.config, prepared.task, prepared.agent
         self.dataset, self.reward_map, self.forked = prepared.dataset, prepared.reward_map, prepared.forked
-        self.out, self.progress, self.name = prepared.out, progress, name
+        self.out, self.progress = prepared.out, progress
+        self.label = f"{name}: " if name else ""
         self.members, self.seeds = self.agent.members, self.agent.seeds
         self.offline_rows: ReplayBuffer | None = None
         self._cosines: dict[str, NDArray[Any]] = {}
@@ -148,7 +159,7 @@ class Run:
             if update % log_every == 0 or update == config.offline_updates:
                 self._log_metrics("offline", 0, info, [{}] * self.members)
             if update % 50 == 0 or update == config.offline_updates:
-                self.progress.update(f"{self.name}: offline", update, config.offline_updates)
+                self.progress.update(f"{self.label}offline", update, config.offline_updates)
             if every and update % every == 0 and update < config.offline_updates:
                 self._evaluate("offline", 0, index=update, episodes=config.evaluation.eval_episodes)
         evaluation = self._run_evaluation(ONLINE_EVALUATIONS, config.evaluation.switch_episodes)
@@ -159,7 +170,7 @@ class Run:
             reward_scale=self.reward_map.scale,
             reward_shift=self.reward_map.shift,
             offline_updates=config.offline_updates,
-            batch_size=config.batch_size,
+            settings=inherited(config),
             rows=rows,
             returns=evaluation.returns.tolist(),
         )
@@ -236,11 +247,12 @@ class Run:
                 if points and t >= points[0]:
                     while points and t >= points[0]:
                         points.pop(0)
+                    self.progress.update(f"{self.label}online", min(t, budget), budget, "evaluating")
                     score = self._evaluate(
                         "online", t, index=ONLINE_EVALUATIONS + t, episodes=config.evaluation.eval_episodes
                     )
                     self._remark = score
-                self.progress.update(f"{self.name}: online", min(t, budget), budget, self._remark)
+                self.progress.update(f"{self.label}online", min(t, budget), budget, self._remark)
         finally:
             collector.close()
         save_checkpoint(self.out / "checkpoints" / "final", agent, record, controller.state_dict())

@@ -193,11 +193,14 @@ def test_an_arm_without_curves_is_named() -> None:
 
 
 def test_markdown_columns_line_up_and_keep_the_order_of_arms() -> None:
-    rows = arm_table({"z, the longer name": [curve(0, [50, 10, 5])], "a": [curve(0, [50, 55, 60])]})
+    arms = {"z, the longer name": [curve(0, [50, 10, 5])], "a": [curve(0, [50, 55, 60])]}
+    rows = arm_table(arms, null_dips={"z, the longer name": 3.0, "a": 3.0})
     lines = render_table(rows).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["z, the longer name", "a"]
     assert "1 of 1" in lines[2]
+    unknown = render_table(arm_table({"b": [curve(0, [50, 10, 5])]})).splitlines()[2]
+    assert "of 1" not in unknown  # without an estimate of the noise there is no verdict
     assert "0 of 1" in lines[3]
     assert all(line.count("|") == lines[0].count("|") for line in lines)
 
