@@ -1,9 +1,4 @@
-"""The command `o2o-smooth`.
-
-o2o-smooth run    pretrain offline, switch, fine-tune online
-o2o-smooth demo   the main job on a small task, four ways to switch, a picture at the end
-o2o-smooth tasks  what --task knows
-"""
+"""The command `o2o-smooth`: run, demo, compare, tasks."""
 
 from __future__ import annotations
 
@@ -11,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -30,6 +26,7 @@ Offline-to-online reinforcement learning without the collapse at the switch.
 commands:
   run      pretrain offline, switch, fine-tune online with a smoothed objective
   demo     the main job on a small task: four ways to switch, a table and a picture (minutes on two cores)
+  compare  one table and one picture of finished runs
   tasks    list the tasks that --task knows
 
 o2o-smooth COMMAND --help shows every option of a command.
@@ -38,7 +35,16 @@ examples:
   o2o-smooth run --task D4RL/pointmaze/umaze-v2 --agent iql --online sac --schedule linear --ramp-steps 5000 \\
       --seeds 0 1 2 --offline-updates 20000 --online-steps 20000 --num-envs 4 --out runs/x
   o2o-smooth run --pretrained runs/x --schedule jump --online-steps 20000 --out runs/x-jump
+  o2o-smooth compare runs/x runs/x-jump
   o2o-smooth run --config study.toml
+"""
+
+COMPARE = """\
+usage: o2o-smooth compare RUN [RUN ...] [--out FILE.png]
+
+One table and one picture of finished runs of one task, each under its folder's name; forks of one checkpoint
+(o2o-smooth run --pretrained) make the fairest comparison. The picture goes to comparison.png unless --out says
+otherwise.
 """
 
 EPILOG = """\
@@ -50,7 +56,7 @@ at the top level or under their group: [hyper], [smoothing], [evaluation]."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 (interrupted or failed), 2 (bad input, one line says what)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands: dict[str, Callable[[list[str]], int]] = {"run": _run, "demo": _demo, "tasks": _tasks}
+    commands: dict[str, Callable[[list[str]], int]] = {"run": _run, "demo": _demo, "compare": _compare, "tasks": _tasks}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -69,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # somebody reads only the beginning, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _fail(text: str) -> int:
@@ -169,6 +178,32 @@ def _demo(arguments: list[str]) -> int:
     from o2o_smooth.benchmarks.demo import DemoConfig, demo
 
     return demo(_tyro(DemoConfig, DemoConfig(), arguments, "o2o-smooth demo"))
+
+
+def _compare(arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from o2o_smooth.errors import DataError
+    from o2o_smooth.stability.report import arm_table, rich_table
+    from o2o_smooth.training.pictures import draw_arms, read_manifest
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(COMPARE, end="")
+        return 0
+    folders, out = _take(arguments, "--out")
+    if wrong := [f for f in folders if f.startswith("-")]:
+        return _fail(f"unknown option {wrong[0]}; o2o-smooth compare --help shows how it goes")
+    arms = {Path(folder).name: Path(folder) for folder in folders}
+    if len(arms) < len(folders):
+        return _fail("runs are told apart by the names of their folders; two of these have the same name")
+    tasks = {name: read_manifest(folder)["task"]["id"] for name, folder in arms.items()}
+    if len(set(tasks.values())) > 1:
+        raise DataError(f"runs of different tasks cannot share a table: {', '.join(sorted(set(tasks.values())))}")
+    picture = Path(out or "comparison.png")
+    curves = draw_arms(arms, picture, title=next(iter(tasks.values())))
+    Console().print(rich_table(arm_table(curves)))
+    print(f"picture: {picture}")
+    return 0
 
 
 def _tasks(arguments: list[str]) -> int:
