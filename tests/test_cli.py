@@ -69,6 +69,9 @@ def test_flags_go_before_the_file_and_the_file_before_the_preset(tmp_path: Path)
         (["run", "--task", "Pendulum-v1", "--dataset", "nowhere.npz"], "nowhere.npz"),
         (["run", "--device", "tpu"], "device 'tpu'"),
         (["rnu"], "did you mean run?"),
+        (["compare", "nowhere"], "nowhere is not a run folder"),
+        (["compare", "a", "--oot", "b"], "unknown option --oot"),
+        (["run", "--task", "Pendulum-v1", "--dataset", "a.hdf5"], "of files only .npz is read"),
         (["tasks", "please"], "takes no 'please'"),
         (["demo", "--online-steps", "0"], "online_steps must be at least 1"),
     ],
@@ -168,6 +171,13 @@ def test_run_from_the_shell_with_a_config_file_and_a_fork(tmp_path: Path) -> Non
     assert manifest["seeds"] == [1]
     assert manifest["hyper"]["hidden_dims"] == [8]
     assert manifest["config"]["batch_size"] == 8
+    assert manifest["config"]["evaluation"]["switch_episodes"] == 1  # inherited
+    wrong = shell("run", "--pretrained", "a", "--agent", "cql", "--out", "c")
+    assert wrong.returncode == 2
+    assert "holds an iql agent" in wrong.stderr
+    both = shell("compare", "a", "b", "--out", "both.png")
+    assert both.returncode == 0, both.stderr
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
     assert "secret" not in json.dumps(manifest).lower()
 
 

@@ -231,6 +231,19 @@ def test_plain_arrays_train_without_our_buffers() -> None:
         agent.update({**rows, "observations": np.zeros((16, 4)), "next_observations": np.zeros((16, 4))})
 
 
+def test_misuse_of_update_and_presets_is_refused() -> None:
+    agent = make_agent("iql")
+    rows = {name: value.numpy() for name, value in three_rows()._asdict().items()}
+    with pytest.raises(ConfigError, match="without a mix"):
+        agent.update(rows, rows)
+    rows["obs"] = rows["obs"].copy()
+    rows["obs"][0, 1, 2] = np.nan
+    with pytest.raises(DataError, match="obs holds NaN"):
+        agent.update(rows)
+    with pytest.raises(ConfigError, match="no domain 'antmazee'; there are mujoco, antmaze"):
+        IQLConfig.preset("antmazee")
+
+
 def test_unsupported_spaces_are_refused_in_words() -> None:
     inf = gym.spaces.Box(-np.inf, np.inf, (2,))
     cases: list[tuple[gym.Space[object], gym.Space[object], str]] = [

@@ -17,7 +17,7 @@ from o2o_smooth.smoothing.objective import Mix
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
 from o2o_smooth.training.prepare import prepare
 from o2o_smooth.training.progress import Silent
-from o2o_smooth.training.run import Diverged, Run, run
+from o2o_smooth.training.run import Diverged, Run, default_threads, run
 
 EVALUATION_FIELDS = {
     "phase", "env_steps", "updates", "seed", "return_mean", "return_std", "episodes", "score", "length_mean", "success",
@@ -341,3 +341,43 @@ def test_a_finished_run_is_replaced_only_when_asked(data: Path, tmp_path: Path) 
 def test_sinks_follow_a_run(data: Path, tmp_path: Path) -> None:
     out = run(small(data, tmp_path / "run", tensorboard=True, online_steps=100))
     assert list(out.rglob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize(
+    ("agent", "width", "seeds", "expected"),
+    [("iql", 128, (0, 1, 2, 3), 1), ("iql", 256, (0,), None), ("cql", 128, (0,), None), ("td3_bc", 64, (0,), 1)],
+)
+def test_small_networks_train_on_one_thread(
+    agent: str, width: int, seeds: tuple[int, ...], expected: int | None
+) -> None:
+    hyper = AGENTS[agent].config_class(hidden_dims=(width, width))
+    batch = 128 if width < 256 else 256
+    assert default_threads(RunConfig(hyper=hyper, agent=agent, seeds=seeds, batch_size=batch)) == expected
+
+
+def test_actions_in_another_unit_are_warned_about(data: Path, tmp_path: Path) -> None:
+    arrays = dict(np.load(data))
+    arrays["actions"] = arrays["actions"] * 50
+    np.savez(tmp_path / "wide.npz", **arrays)
+    notes: list[str] = []
+
+    class Listener(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    prepare(small(tmp_path / "wide.npz", tmp_path / "run"), Listener())
+    assert any("outside the task's action box" in note for note in notes)
+    notes.clear()
+    prepare(small(data, tmp_path / "run"), Listener())
+    assert not any("action box" in note for note in notes)
+
+
+def test_interrupted_run_says_so(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "_online_update", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(small(data, tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "interrupted"
+    assert (tmp_path / "run" / "checkpoints" / "switch" / "run.json").is_file()
