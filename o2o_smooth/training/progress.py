@@ -93,7 +93,7 @@ def show_progress(console: Console | None = None) -> Iterator[ProgressSink]:
         return
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
