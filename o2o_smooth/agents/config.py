@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self, get_type_hints
 
 from o2o_smooth.errors import ConfigError
 
-DOMAINS = ("mujoco", "antmaze", "adroit", "pointmaze", "other")
+DOMAINS = ("mujoco", "antmaze", "adroit", "kitchen", "pointmaze", "other")
 
 
 @cache
@@ -101,7 +101,7 @@ class AgentConfig:
 
     @classmethod
     def preset(cls, domain: str) -> Self:
-        """The published settings for a domain (`mujoco`, `antmaze`, `adroit`, `pointmaze`), else the defaults.
+        """The published settings for one of `DOMAINS`, else the defaults.
 
         Raises:
             ConfigError: An unknown domain.

@@ -6,30 +6,21 @@ as D4RL's or Minari's file.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import importlib.metadata
-import os
-import shutil
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import minari
 import numpy as np
 from minari.data_collector import EpisodeBuffer
 from numpy.typing import NDArray
 
+from o2o_smooth.data.installed import GENERATED
+from o2o_smooth.data.write import write_minari
 from o2o_smooth.envs.make import make_env
 from o2o_smooth.envs.scripted import BEHAVIOUR, REFERENCE, ControllerSettings, WaypointController
 from o2o_smooth.envs.tasks import Task
 from o2o_smooth.errors import DataError
-
-GENERATED = "o2o-smooth/"
-"""Namespace of the datasets that are made here."""
 
 Progress = Callable[[int, int], None]
 Act = Callable[[NDArray[Any]], NDArray[np.float32]]  # observations (n, O) to actions (n, A)
@@ -96,8 +87,15 @@ def make_pointmaze_dataset(
             done += len(episodes[-1].rewards)
             if progress is not None:
                 progress(min(done, transitions), transitions)
-        with staged(dataset_id):
-            _write(dataset_id, episodes, env, task, settings, seed)
+        write_minari(
+            dataset_id,
+            episodes,
+            task=task,
+            env=env,
+            algorithm="scripted waypoint controller of o2o_smooth",
+            how=f"Breadth-first waypoints, PD control and noise: {settings}, seed {seed}.",
+            record={"controller": dataclasses.asdict(settings), "seed": seed},
+        )
     finally:
         env.close()
     return dataset_id
@@ -127,62 +125,6 @@ def measure_references(task: Task, *, episodes: int = 1000, seed: int = 0) -> Re
     return References(*means[0], *means[1], episodes)
 
 
-def minari_root() -> Path:
-    """The user's Minari folder, which need not exist: MINARI_DATASETS_PATH or ~/.minari/datasets."""
-    configured = os.environ.get("MINARI_DATASETS_PATH")
-    return Path(configured) if configured is not None else Path.home() / ".minari" / "datasets"
-
-
-def is_installed(dataset_id: str) -> bool:
-    """Whether a Minari dataset of this id is there, sound or not."""
-    return (minari_root() / dataset_id / "data").is_dir()
-
-
-@contextlib.contextmanager
-def staged(dataset_id: str) -> Iterator[None]:
-    """Let Minari write a dataset in a hidden folder of its root, and move it into place when the block succeeds.
-
-    An interruption leaves nothing that counts as a dataset. Where another process was faster, its dataset stays.
-    """
-    root = minari_root()
-    root.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".o2o-smooth-", dir=root))
-    try:
-        with _minari_path(staging):
-            yield
-        _publish(staging, root, dataset_id)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _minari_path(path: Path) -> Iterator[None]:
-    """Point Minari at another root; the environment variable is its only handle."""
-    saved = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(path)
-    try:
-        yield
-    finally:
-        if saved is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = saved
-
-
-def _publish(staging: Path, root: Path, dataset_id: str) -> None:
-    target = root / dataset_id
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for namespace in Path(dataset_id).parents:
-        described = staging / namespace / "namespace_metadata.json"
-        if described.exists() and not (root / namespace / described.name).exists():
-            shutil.copy(described, root / namespace / described.name)
-    try:
-        (staging / dataset_id).rename(target)
-    except OSError as error:
-        if not is_installed(dataset_id):
-            raise DataError(f"cannot write dataset {dataset_id} to {target}: {error}") from error
-
-
 def _rollout(env: Any, task: Task, act: Act, seed: int) -> EpisodeBuffer:
     """Play one episode in the environment below our wrapper, whose dict observations Minari stores."""
     raw = env.env
@@ -204,42 +146,4 @@ def _rollout(env: Any, task: Task, act: Act, seed: int) -> EpisodeBuffer:
         rewards=rewards,
         terminations=[terminated for terminated, _ in ends[1:]],
         truncations=[truncated for _, truncated in ends[1:]],
-    )
-
-
-def _write(
-    dataset_id: str, episodes: list[EpisodeBuffer], env: Any, task: Task, settings: ControllerSettings, seed: int
-) -> None:
-    versions = {
-        name: importlib.metadata.version(name)
-        for name in ("gymnasium", "gymnasium-robotics", "mujoco", "minari", "numpy")
-    }
-    with warnings.catch_warnings():
-        for field in ("code_permalink", "author_email"):
-            warnings.filterwarnings("ignore", message=f"`{field}` is set to None", category=UserWarning)
-        dataset = minari.create_dataset_from_buffers(
-            dataset_id,
-            episodes,
-            env=env.env,
-            eval_env=env.env,
-            algorithm_name="scripted waypoint controller of o2o_smooth",
-            author="o2o_smooth",
-            ref_min_score=task.ref_random,
-            ref_max_score=task.ref_expert,
-            description=(
-                f"GENERATED on this machine by o2o_smooth for task {task.id}; neither D4RL's nor Minari's file. "
-                f"Breadth-first waypoints, PD control and noise: {settings}, seed {seed}. "
-                f"Reference scores: {task.ref_source}."
-            ),
-            requirements=["gymnasium-robotics>=1.4", "mujoco>=3.2"],
-        )
-    dataset.storage.update_metadata(
-        {
-            "o2o_smooth": {
-                "task": task.id,
-                "controller": dataclasses.asdict(settings),
-                "seed": seed,
-                "versions": versions,
-            }
-        }
     )

@@ -27,14 +27,11 @@ from numpy.typing import NDArray
 
 from o2o_smooth.data.batch import FloatArray, Transitions
 from o2o_smooth.data.generate import (
-    GENERATED,
     Progress,
     generated_id,
-    is_installed,
     make_pointmaze_dataset,
-    minari_root,
-    staged,
 )
+from o2o_smooth.data.installed import GENERATED, is_installed, minari_root, staged
 from o2o_smooth.envs.make import obs_layout
 from o2o_smooth.envs.tasks import Task
 from o2o_smooth.errors import DataError, EnvError
@@ -400,6 +397,7 @@ def _obtain(task: Task, dataset: str | None, progress: Progress | None, say: Cal
     for dataset_id in wanted:
         if is_installed(dataset_id):
             return dataset_id
+    theirs = [dataset_id for dataset_id in wanted if not dataset_id.startswith(GENERATED)]
     made = generated_id(task)
     if made is not None and made in wanted:
         say(
@@ -407,10 +405,13 @@ def _obtain(task: Task, dataset: str | None, progress: Progress | None, say: Cal
             f"scripted controller collects data here (generated, not D4RL's file)"
         )
         return make_pointmaze_dataset(task, progress=progress)
-    if not wanted:
-        raise DataError(f"task {task.id} has no Minari dataset: name one with --dataset ID or --dataset FILE.npz")
-    _download(wanted[0], say)
-    return wanted[0]
+    if not theirs:
+        make = f" or make one (o2o-smooth data make {task.id})" if wanted else ""
+        raise DataError(
+            f"task {task.id} has no Minari dataset to download: name one with --dataset ID or --dataset FILE{make}"
+        )
+    _download(theirs[0], say)
+    return theirs[0]
 
 
 # ----------------------------------------------------------------------------------------------------------- download

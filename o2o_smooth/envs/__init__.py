@@ -9,7 +9,8 @@ from o2o_smooth.envs.make import (
     obs_layout,
 )
 from o2o_smooth.envs.scripted import BEHAVIOUR, REFERENCE, ControllerSettings, WaypointController
-from o2o_smooth.envs.tasks import Task, find_task, known_tasks, register_task
+from o2o_smooth.envs.table import register_table
+from o2o_smooth.envs.tasks import Task, find_task, known_tasks, register_task, tasks_from_toml
 
 __all__ = [
     "BEHAVIOUR",
@@ -26,4 +27,7 @@ __all__ = [
     "make_vector_env",
     "obs_layout",
     "register_task",
+    "tasks_from_toml",
 ]
+
+register_table()

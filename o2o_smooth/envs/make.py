@@ -20,7 +20,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from o2o_smooth.envs.tasks import Task, find_spec, register_robotics
+from o2o_smooth.envs.compat import COMPATIBILITY, ScaledActions
+from o2o_smooth.envs.tasks import ROBOTICS, Task, find_spec, register_robotics
 from o2o_smooth.errors import EnvError
 
 VECTORIZERS = ("sync", "async")
@@ -34,21 +35,20 @@ Vector = VectorEnv[Obs, NDArray[Any], NDArray[Any]]
 class TaskEnv(gym.Wrapper[Obs, NDArray[Any], Any, NDArray[Any]]):
     """One environment as a task wants it.
 
-    Observations are flat float32 copies, actions are scaled, and the info of an episode's last step carries
-    `episode_success` (true if `success` or `is_success` was true at least once) where the environment reports one.
+    Observations are flat float32 copies, and the info of an episode's last step carries `episode_success`
+    (true if `success` or `is_success` was true at least once) where the environment reports one.
 
     Raises:
         EnvError: A space is of an unsupported kind.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], obs_keys: tuple[str, ...] | None = None, action_scale: float = 1.0):
+    def __init__(self, env: gym.Env[Any, Any], obs_keys: tuple[str, ...] | None = None):
         super().__init__(env)
         self._keys, boxes = obs_layout(env.observation_space, obs_keys)
         low = np.concatenate([_float32(box.low) for box in boxes])
         high = np.concatenate([_float32(box.high) for box in boxes])
         self.observation_space = gym.spaces.Box(low, high, dtype=np.float32)
         self.action_space = _check_action_space(env.action_space)
-        self._scale = None if action_scale == 1.0 else np.float32(action_scale)
         self._success: bool | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
@@ -59,8 +59,6 @@ class TaskEnv(gym.Wrapper[Obs, NDArray[Any], Any, NDArray[Any]]):
 
     def step(self, action: NDArray[Any]) -> tuple[Obs, Any, bool, bool, dict[str, Any]]:
         """Step; the reward is the environment's own."""
-        if self._scale is not None:
-            action = action * self._scale
         obs, reward, terminated, truncated, info = self.env.step(action)
         success = info.get("success", info.get("is_success"))
         if success is not None:
@@ -180,7 +178,7 @@ def _spec(task: Task) -> EnvSpec:
     spec = find_spec(task.env_id)
     if spec is not None:
         return spec
-    if task.domain in ("pointmaze", "antmaze"):
+    if task.domain in ROBOTICS:
         register_robotics()  # raises, and says why
     raise EnvError(f"task {task.id}: no environment {task.env_id!r} is registered with gymnasium")
 
@@ -205,7 +203,11 @@ def _make(task: Task, spec: EnvSpec) -> Env:
     if maze_file is not None:  # read by now; gymnasium-robotics leaves one behind for every maze it makes
         Path(maze_file).unlink(missing_ok=True)
     try:
-        return TaskEnv(env, task.obs_keys, task.action_scale)
+        if task.action_scale != 1.0:
+            env = ScaledActions(env, task.action_scale)
+        if task.compat is not None:
+            env = COMPATIBILITY[task.compat](env)
+        return TaskEnv(env, task.obs_keys)
     except EnvError as error:
         env.close()
         raise EnvError(f"environment {task.env_id!r}: {error}") from None
@@ -215,7 +217,7 @@ def _missing(task: Task, error: Exception) -> str:
     try:
         importlib.import_module("mujoco")
     except ImportError:
-        extra = "robotics" if task.domain in ("pointmaze", "antmaze") else "mujoco"
+        extra = "robotics" if task.domain in ROBOTICS else "mujoco"
         return f"environment {task.env_id!r} needs MuJoCo: pip install 'o2o_smooth[{extra}]'"
     return f"environment {task.env_id!r} needs a package that is not installed: {_one_line(error)}"
 

@@ -11,8 +11,11 @@ import contextlib
 import difflib
 import importlib
 import io
+import os
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -22,7 +25,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from o2o_smooth.errors import EnvError
 
-DOMAINS = ("mujoco", "pointmaze", "antmaze", "other")
+DOMAINS = ("mujoco", "antmaze", "adroit", "kitchen", "pointmaze", "other")
+ROBOTICS = ("antmaze", "adroit", "kitchen", "pointmaze")
+"""Domains whose environments are gymnasium-robotics'."""
+TASKS_VARIABLE = "O2O_SMOOTH_TASKS"
+"""Environment variable with TOML files of a user's own tasks, separated as PATH is."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Task:
     env_id: str
     """Id of a registered gymnasium environment."""
     domain: str = "other"
-    """Selects the agents' presets: "mujoco", "pointmaze", "antmaze" or "other"."""
+    """Selects the agents' presets: one of `DOMAINS`."""
     dataset_ids: tuple[str, ...] = ()
     """Minari ids that fit, best first."""
     max_episode_steps: int | None = None
@@ -57,6 +64,8 @@ class Task:
     """Dict observations: which boxes are concatenated, in order; None takes all in the order of the space."""
     action_scale: float = 1.0
     """Factor on actions before the simulator; agents and datasets hold unscaled actions."""
+    compat: str | None = None
+    """Wrapper that makes the environment what D4RL had: "adroit" or "kitchen" (`envs.compat`)."""
     goal_reward: float | None = None
     """A reward of at least this ends the task. Datasets that go on at the goal are cut there (AntMaze)."""
     env_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -74,6 +83,8 @@ class Task:
         for name in ("reward_scale", "action_scale"):
             if not getattr(self, name) > 0:
                 raise EnvError(f"task {self.id}: {name} is {getattr(self, name)}, expected a positive number")
+        if self.compat not in (None, "adroit", "kitchen"):
+            raise EnvError(f"task {self.id}: compat is {self.compat!r}, expected adroit or kitchen")
         if self.max_episode_steps is not None and self.max_episode_steps < 1:
             raise EnvError(f"task {self.id}: max_episode_steps is {self.max_episode_steps}, expected at least 1")
 
@@ -90,151 +101,122 @@ class Task:
         return np.asarray(100.0 * (values - self.ref_random) / (self.ref_expert - self.ref_random))
 
 
-_D4RL_SCORES = "D4RL (d4rl/infos.py): random policy and expert"
-_SUCCESS = "by definition: the return is 1 if the goal is reached, else 0"
-_MUJOCO_TIERS = ("random", "medium", "medium-replay", "medium-expert", "expert", "full-replay")
-_MINARI_TIERS = ("medium", "expert")  # Minari has no random, replay or mixed tier
-
-# Environment: id, score 0, score 100.
-_MUJOCO = {
-    "halfcheetah": ("HalfCheetah-v5", -280.178953, 12135.0),
-    "hopper": ("Hopper-v5", -20.272305, 3234.3),
-    "walker2d": ("Walker2d-v5", 1.629008, 4592.3),
-    "ant": ("Ant-v5", -325.6, 3879.7),
-}
-
-# Maze: D4RL id, Minari name, environment, time limit, score 0, score 100. The scores were measured with
-# `o2o_smooth.data.measure_references`: D4RL's do not transfer (its ref_max of 161.86 in UMaze stands against 244 here).
-# Standard errors: at most 2.4 for score 0 and 2.7 for score 100, in units of return.
-_POINTMAZE = (
-    ("maze2d-open-v0", "open", "PointMaze_Open-v3", 150, 3.23, 94.55),
-    ("maze2d-umaze-v1", "umaze", "PointMaze_UMaze-v3", 300, 13.56, 244.09),
-    ("maze2d-medium-v1", "medium", "PointMaze_Medium-v3", 600, 10.55, 493.48),
-    ("maze2d-large-v1", "large", "PointMaze_Large-v3", 800, 9.23, 638.63),
-    ("maze2d-open-dense-v0", "open-dense", "PointMaze_OpenDense-v3", 150, 27.29, 103.06),
-    ("maze2d-umaze-dense-v1", "umaze-dense", "PointMaze_UMazeDense-v3", 300, 63.49, 252.69),
-    ("maze2d-medium-dense-v1", "medium-dense", "PointMaze_MediumDense-v3", 600, 57.66, 503.74),
-    ("maze2d-large-dense-v1", "large-dense", "PointMaze_LargeDense-v3", 800, 44.85, 647.91),
-)
-_POINTMAZE_SOURCE = (
-    "measured: uniform policy and scripted controller (gain 10, noise 0.2), 1000 episodes each, "
-    "gymnasium-robotics 1.4.2, mujoco 3.11.0"
-)
-
-# D4RL's evaluation mazes: fixed start cell "r", fixed goal cell "g".
-_UMAZE = ("#####", "#r..#", "###.#", "#g..#", "#####")
-_UMAZE_MINARI = ("#####", "#g..#", "###.#", "#r..#", "#####")  # Minari's umaze set was recorded the other way round
-_MEDIUM = ("########", "#r.##..#", "#..#...#", "##...###", "#..#...#", "#.#..#.#", "#...#.g#", "########")
-_LARGE = (
-    "############",
-    "#r...#.....#",
-    "#.##.#.#.#.#",
-    "#......#...#",
-    "#.####.###.#",
-    "#..#.#.....#",
-    "##.#.#.#.###",
-    "#..#...#.g.#",
-    "############",
-)
-
-# Maze: name, environment, time limit, map of D4RL's evaluation, map for Minari's set.
-_ANTMAZE = (
-    ("umaze", "AntMaze_UMaze-v4", 700, _UMAZE, _UMAZE_MINARI),
-    ("umaze-diverse", "AntMaze_UMaze-v4", 700, _UMAZE, _UMAZE),
-    ("medium-play", "AntMaze_Medium-v4", 1000, _MEDIUM, _MEDIUM),
-    ("medium-diverse", "AntMaze_Medium_Diverse_GR-v4", 1000, _MEDIUM, _MEDIUM),
-    ("large-play", "AntMaze_Large-v4", 1000, _LARGE, _LARGE),
-    ("large-diverse", "AntMaze_Large_Diverse_GR-v4", 1000, _LARGE, _LARGE),
-)
-
-
-def _mujoco_task(name: str, tier: str) -> Task:
-    env_id, ref_random, ref_expert = _MUJOCO[name]
-    return Task(
-        id=f"{name}-{tier}-v2",
-        env_id=env_id,
-        domain="mujoco",
-        dataset_ids=(f"mujoco/{name}/{tier}-v0",) if tier in _MINARI_TIERS else (),
-        max_episode_steps=1000,
-        ref_random=ref_random,
-        ref_expert=ref_expert,
-        ref_source=_D4RL_SCORES,
-    )
-
-
-def _pointmaze_task(row: tuple[str, str, str, int, float | None, float | None]) -> Task:
-    d4rl_id, name, env_id, steps, ref_random, ref_expert = row
-    return Task(
-        id=f"D4RL/pointmaze/{name}-v2",
-        env_id=env_id,
-        domain="pointmaze",
-        dataset_ids=(f"D4RL/pointmaze/{name}-v2", f"o2o-smooth/pointmaze/{name}-v0"),
-        max_episode_steps=steps,
-        ref_random=ref_random,
-        ref_expert=ref_expert,
-        ref_source=_POINTMAZE_SOURCE,
-        obs_keys=("observation", "desired_goal"),
-        env_kwargs={"continuing_task": True, "reset_target": False},  # the goal stays, and so does its reward
-        aliases=(d4rl_id,),
-    )
-
-
-def _antmaze_task(name: str, env_id: str, steps: int, maze: tuple[str, ...], minari: bool) -> Task:
-    cells = {"#": 1, ".": 0}
-    dataset_id = f"D4RL/antmaze/{name}-v1"
-    return Task(
-        id=dataset_id if minari else f"antmaze-{name}-v2",
-        env_id=env_id,
-        domain="antmaze",
-        dataset_ids=(dataset_id,) if minari else (),
-        max_episode_steps=steps,
-        ref_random=0.0,
-        ref_expert=1.0,
-        ref_source=_SUCCESS,
-        reward_shift=-1.0,
-        obs_keys=("achieved_goal", "observation", "desired_goal"),
-        action_scale=1.0 if minari else 0.2,  # D4RL's gear is 30, gymnasium's 150, with which Minari's sets were made
-        goal_reward=1.0,
-        env_kwargs={
-            "maze_map": [[cells.get(cell, cell) for cell in row] for row in maze],
-            "continuing_task": False,  # ends at the goal
-            "reset_target": False,
-        },
-    )
-
-
 _TASKS: dict[str, Task] = {}  # by id
-_NAMES: dict[str, str] = {}  # from any name to the id
+_NAMES: dict[str, str] = {}  # from id and aliases to the id
+_DATASETS: dict[str, str] = {}  # from a dataset to the task it is the data of
+_FILES: set[str] = set()  # task files that were read
 
 
 def register_task(task: Task) -> None:
     """Make a task known to `find_task` under its id, aliases and dataset ids.
 
+    Several tasks may share a dataset; its id then means the first of them that is not called by that very name.
+
     Raises:
-        EnvError: One of the names belongs to another task.
+        EnvError: Its id or one of its aliases belongs to another task.
     """
-    taken = [name for name in task.names if _NAMES.get(name, task.id) != task.id]
+    taken = [name for name in (task.id, *task.aliases) if _NAMES.get(name, task.id) != task.id]
     if taken:
         raise EnvError(f"cannot register task {task.id}: {taken[0]!r} already names task {_NAMES[taken[0]]}")
     _TASKS[task.id] = task
-    _NAMES.update(dict.fromkeys(task.names, task.id))
+    _NAMES.update(dict.fromkeys((task.id, *task.aliases), task.id))
+    for dataset_id in task.dataset_ids:
+        _DATASETS.setdefault(dataset_id, task.id)
+
+
+def tasks_from_toml(path: Path) -> tuple[Task, ...]:
+    """Read a user's own tasks: one row a task, `[[task]]` tables or a single row at the top level.
+
+    Keys are the fields of `Task`; `id` and `env_id` are needed. The tasks are not registered.
+
+    Raises:
+        EnvError: The file is absent or broken, or a row has an unknown key or a bad value; the text names it.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EnvError(f"task file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise EnvError(f"task file {path} cannot be read: {error}") from None
+    rows = content.get("task", [content])
+    rows = rows if isinstance(rows, list) else [rows]
+    if not rows:
+        raise EnvError(f"task file {path} holds no [[task]]")
+    return tuple(_row(path, row) for row in rows)
+
+
+def _row(path: Path, row: Any) -> Task:
+    """One row of a task file, with the types of its values checked."""
+    if not isinstance(row, dict):
+        raise EnvError(f"task file {path}: task must be a table, [[task]]")
+    known = {f.name: str(f.type) for f in fields(Task)}
+    values: dict[str, Any] = {}
+    for key, value in row.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            raise EnvError(f"task file {path}: there is no key {key!r}; {hint}")
+        values[key] = _value(path, key, value, known[key])
+    for key in ("id", "env_id"):
+        if key not in values:
+            raise EnvError(f"task file {path}: a task lacks {key!r}")
+    try:
+        return Task(**values)
+    except EnvError as error:
+        raise EnvError(f"task file {path}: {error}") from None
+
+
+def _value(path: Path, key: str, value: Any, hint: str) -> Any:
+    """A TOML value as the field wants it."""
+    if hint.startswith("tuple[str"):
+        if isinstance(value, list) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+        raise EnvError(f"task file {path}: {key} must be a list of strings, got {value!r}")
+    kinds: dict[str, tuple[str, type | tuple[type, ...]]] = {
+        "str": ("a string", str),
+        "int": ("an integer", int),
+        "float": ("a number", (int, float)),
+        "Mapping": ("a table", dict),
+    }
+    word, kind = kinds[hint.split("[", maxsplit=1)[0].split(" ", maxsplit=1)[0]]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise EnvError(f"task file {path}: {key} must be {word}, got {value!r}")
+    return float(value) if isinstance(value, int) and word == "a number" else value
+
+
+def _register_users() -> None:
+    """Register the tasks of the files that the environment variable names, once."""
+    listed = os.environ.get(TASKS_VARIABLE, "")
+    for name in listed.split(os.pathsep):
+        if name and name not in _FILES:
+            for task in tasks_from_toml(Path(name)):
+                register_task(task)
+            _FILES.add(name)
 
 
 def known_tasks() -> tuple[Task, ...]:
     """All rows of the table, in order. Any other registered gymnasium environment can be named as well."""
+    _register_users()
     return tuple(_TASKS.values())
 
 
 def find_task(name: str) -> Task:
-    """Find a task by D4RL id, Minari id or the id of a registered gymnasium environment.
+    """Find a task by D4RL id, Minari id, the id of a registered gymnasium environment, or a TOML file of one's own.
 
-    An environment of several tasks gives a task of its own, with their references and without their datasets.
+    An environment of several tasks gives a task of its own, with their references and without their datasets. Of a file
+    with several tasks, `FILE.toml#ID` names one.
 
     Raises:
         EnvError: Nothing has this name; the text names close matches.
     """
+    _register_users()
+    file, _, wanted = name.partition("#")
+    if file.endswith(".toml"):
+        return _of_file(Path(file), wanted)
     if name in _NAMES:
         return _TASKS[_NAMES[name]]
+    if name in _DATASETS:
+        return _TASKS[_DATASETS[name]]
     rows = [task for task in _TASKS.values() if task.env_id == name]
     if len(rows) == 1:
         return rows[0]
@@ -244,6 +226,16 @@ def find_task(name: str) -> Task:
     if spec is None:
         raise EnvError(_unknown(name))
     return Task(id=name, env_id=name, domain=_domain(spec), max_episode_steps=spec.max_episode_steps)
+
+
+def _of_file(path: Path, wanted: str) -> Task:
+    """One task of a file."""
+    found = {task.id: task for task in tasks_from_toml(path)}
+    if not wanted and len(found) > 1:
+        raise EnvError(f"{path} holds several tasks; name one: {', '.join(f'{path}#{name}' for name in found)}")
+    if wanted and wanted not in found:
+        raise EnvError(f"{path} holds no task {wanted!r}; it holds {', '.join(found)}")
+    return found[wanted or next(iter(found))]
 
 
 def find_spec(env_id: str) -> EnvSpec | None:
@@ -289,6 +281,7 @@ def _env_task(row: Task) -> Task:
         reward_shift=row.reward_shift,
         obs_keys=row.obs_keys,
         action_scale=row.action_scale,
+        compat=row.compat,
         goal_reward=row.goal_reward,
         env_kwargs=row.env_kwargs,
     )
@@ -296,31 +289,24 @@ def _env_task(row: Task) -> Task:
 
 def _domain(spec: EnvSpec) -> str:
     entry = spec.entry_point if isinstance(spec.entry_point, str) else ""
-    for domain, mark in (("pointmaze", "maze.point_maze"), ("antmaze", "maze.ant_maze"), ("mujoco", "envs.mujoco")):
+    marks = {
+        "pointmaze": "maze.point_maze",
+        "antmaze": "maze.ant_maze",
+        "adroit": "envs.adroit_hand",
+        "kitchen": "envs.franka_kitchen",
+        "mujoco": "envs.mujoco",
+    }
+    for domain, mark in marks.items():
         if mark in entry:
             return domain
     return "other"
 
 
 def _unknown(name: str) -> str:
-    candidates = {known.lower(): known for known in (*_NAMES, *gym.registry)}
+    candidates = {known.lower(): known for known in (*_NAMES, *_DATASETS, *gym.registry)}
     close = difflib.get_close_matches(name.lower(), candidates, n=4, cutoff=0.5)
     meant = f"; did you mean {', '.join(candidates[match] for match in close)}?" if close else ";"
     return (
         f"unknown task {name!r}{meant} expected a D4RL id, a Minari id or a registered gymnasium environment "
         f"(o2o-smooth tasks lists them)"
     )
-
-
-def _register_table() -> None:
-    for name in _MUJOCO:
-        for tier in _MUJOCO_TIERS:
-            register_task(_mujoco_task(name, tier))
-    for row in _POINTMAZE:
-        register_task(_pointmaze_task(row))
-    for name, env_id, steps, maze, maze_minari in _ANTMAZE:
-        register_task(_antmaze_task(name, env_id, steps, maze, minari=False))
-        register_task(_antmaze_task(name, env_id, steps, maze_minari, minari=True))
-
-
-_register_table()

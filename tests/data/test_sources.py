@@ -18,13 +18,14 @@ from o2o_smooth.data import (
     check_fits,
     from_arrays,
     from_minari,
-    generate,
     load_dataset,
     make_pointmaze_dataset,
     sources,
 )
+from o2o_smooth.data.installed import staged
 from o2o_smooth.envs import Task, find_task
 from o2o_smooth.errors import DataError
+from tests.shared import shared
 
 TASK = Task(id="test", env_id="Pendulum-v1", dataset_ids=("test/real-v0", "test/spare-v0"))
 UMAZE = find_task("D4RL/pointmaze/umaze-dense-v2")
@@ -40,11 +41,8 @@ def minari_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def shared_minari() -> Path:
-    """The shared Minari folder; O2O_SMOOTH_SHARED or the folder beside the repository."""
-    root = Path(os.environ.get("O2O_SMOOTH_SHARED", Path(__file__).parents[3] / "shared")) / "data" / "minari"
-    if not root.exists():
-        pytest.skip(f"{root} is absent; set O2O_SMOOTH_SHARED")
-    return root
+    """The shared Minari folder."""
+    return shared("data/minari")
 
 
 def arrays(**changes: Any) -> dict[str, NDArray[Any]]:
@@ -443,13 +441,13 @@ def test_same_seed_makes_the_same_data_and_another_does_not(tmp_path: Path, monk
 
 def test_interrupted_making_leaves_nothing_behind(minari_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gymnasium_robotics")
-    write = generate._write
+    create = minari.create_dataset_from_buffers
 
-    def interrupted(*args: Any) -> None:
-        write(*args)
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        create(*args, **kwargs)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "_write", interrupted)
+    monkeypatch.setattr(minari, "create_dataset_from_buffers", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make_pointmaze_dataset(UMAZE, transitions=1)
     assert list(minari_folder.iterdir()) == []
@@ -457,7 +455,7 @@ def test_interrupted_making_leaves_nothing_behind(minari_folder: Path, monkeypat
 
 
 def test_set_that_another_process_made_meanwhile_is_kept(minari_folder: Path) -> None:
-    with generate.staged("test/real-v0"):
+    with staged("test/real-v0"):
         write_minari("test/real-v0")
         (minari_folder / "test" / "real-v0" / "data").mkdir(parents=True)
         (minari_folder / "test" / "real-v0" / "data" / "theirs").touch()

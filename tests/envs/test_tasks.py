@@ -3,7 +3,6 @@ from __future__ import annotations
 import ast
 import csv
 import io
-import os
 import re
 import subprocess
 import sys
@@ -15,14 +14,7 @@ import pytest
 
 from o2o_smooth.envs import Task, find_task, known_tasks, register_task, tasks
 from o2o_smooth.errors import EnvError
-
-
-def shared(name: str) -> Path:
-    """A file of the shared folder; O2O_SMOOTH_SHARED or the folder beside the repository."""
-    root = Path(os.environ.get("O2O_SMOOTH_SHARED", Path(__file__).parents[3] / "shared"))
-    if not (root / name).exists():
-        pytest.skip(f"{root / name} is absent; set O2O_SMOOTH_SHARED")
-    return root / name
+from tests.shared import shared
 
 
 def expand(names: str) -> list[str]:
@@ -90,17 +82,17 @@ def test_every_row_of_the_shared_table_agrees_with_ours() -> None:
     checked = 0
     for row in csv.DictReader(io.StringIO(shared("tasks.csv").read_text())):
         for d4rl_id in expand(row["d4rl_id"]):
-            if not d4rl_id.startswith(("halfcheetah", "hopper", "walker2d", "ant-", "antmaze", "maze2d")):
-                continue
             task = find_task(d4rl_id)
             checked += 1
-            assert (task.env_id, task.max_episode_steps) == (row["env_id"], int(row["max_steps"]))
+            steps = 280 if d4rl_id.startswith("kitchen") else int(row["max_steps"])  # D4RL's; the row has Minari's
+            assert (task.env_id, task.max_episode_steps) == (row["env_id"], steps)
             if not d4rl_id.startswith("maze2d"):  # D4RL's maze2d scores do not transfer
                 assert (task.ref_random, task.ref_expert) == (float(row["ref_min"]), float(row["ref_max"]))
         for minari_id in expand(row["minari_id"]):
-            if minari_id.startswith(("mujoco", "D4RL/antmaze", "D4RL/pointmaze")):
-                assert minari_id in find_task(minari_id).dataset_ids
-    assert checked == 24 + 6 + 8
+            task = find_task(minari_id)
+            assert minari_id in task.dataset_ids
+            assert task.max_episode_steps == int(row["max_steps"])
+    assert checked == 24 + 6 + 12 + 3 + 8
 
 
 def test_pointmaze_references_are_measured_not_d4rls() -> None:

@@ -1,0 +1,71 @@
+"""The user's Minari folder: what is in it, and how something gets in whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from o2o_smooth.errors import DataError
+
+GENERATED = "o2o-smooth/"
+"""Namespace of the datasets that are made here."""
+
+
+def minari_root() -> Path:
+    """The user's Minari folder, which need not exist: MINARI_DATASETS_PATH or ~/.minari/datasets."""
+    configured = os.environ.get("MINARI_DATASETS_PATH")
+    return Path(configured) if configured is not None else Path.home() / ".minari" / "datasets"
+
+
+def is_installed(dataset_id: str) -> bool:
+    """Whether a Minari dataset of this id is there, sound or not."""
+    return (minari_root() / dataset_id / "data").is_dir()
+
+
+@contextlib.contextmanager
+def staged(dataset_id: str) -> Iterator[None]:
+    """Let Minari write a dataset in a hidden folder of its root, and move it into place when the block succeeds.
+
+    An interruption leaves nothing that counts as a dataset. Where another process was faster, its dataset stays.
+    """
+    root = minari_root()
+    root.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".o2o-smooth-", dir=root))
+    try:
+        with _minari_path(staging):
+            yield
+        _publish(staging, root, dataset_id)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _minari_path(path: Path) -> Iterator[None]:
+    """Point Minari at another root; the environment variable is its only handle."""
+    saved = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = str(path)
+    try:
+        yield
+    finally:
+        if saved is None:
+            del os.environ["MINARI_DATASETS_PATH"]
+        else:
+            os.environ["MINARI_DATASETS_PATH"] = saved
+
+
+def _publish(staging: Path, root: Path, dataset_id: str) -> None:
+    target = root / dataset_id
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for namespace in Path(dataset_id).parents:
+        described = staging / namespace / "namespace_metadata.json"
+        if described.exists() and not (root / namespace / described.name).exists():
+            shutil.copy(described, root / namespace / described.name)
+    try:
+        (staging / dataset_id).rename(target)
+    except OSError as error:
+        if not is_installed(dataset_id):
+            raise DataError(f"cannot write dataset {dataset_id} to {target}: {error}") from error
