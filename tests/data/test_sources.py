@@ -171,7 +171,7 @@ def test_hash_tells_values_and_shapes_apart() -> None:
     other = from_arrays(arrays(rewards=np.append(np.arange(7.0), 8.0)))
     assert first.sha256 == from_arrays(arrays()).sha256
     assert first.sha256 != other.sha256
-    assert first.provenance == "arrays"
+    assert first.provenance == "own"
 
 
 def test_dataset_that_does_not_fit_the_env_names_both_shapes() -> None:
