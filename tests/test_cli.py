@@ -71,7 +71,8 @@ def test_flags_go_before_the_file_and_the_file_before_the_preset(tmp_path: Path)
         (["rnu"], "did you mean run?"),
         (["compare", "nowhere"], "nowhere is not a run folder"),
         (["compare", "a", "--oot", "b"], "unknown option --oot"),
-        (["run", "--task", "Pendulum-v1", "--dataset", "a.hdf5"], "of files only .npz is read"),
+        (["run", "--task", "Pendulum-v1", "--dataset", "a.hdf5"], "no dataset file a.hdf5"),
+        (["run", "--task", "Pendulum-v1", "--dataset", "a.csv"], "there is no dataset a.csv"),
         (["tasks", "please"], "takes no 'please'"),
         (["demo", "--online-steps", "0"], "online_steps must be at least 1"),
     ],
@@ -107,7 +108,7 @@ def test_absent_dataset_without_a_network_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    monkeypatch.setattr("o2o_smooth.data.sources._hindrance", lambda: "there is no network")
+    monkeypatch.setattr("o2o_smooth.data.download._hindrance", lambda: "there is no network")
     (tmp_path / "minari").mkdir()
     assert main(["run", "--task", "hopper-medium-v2", "--out", "x"]) == 2
     message = capsys.readouterr().err

@@ -7,8 +7,8 @@ state whose value counts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ class Transitions:
     next_obs: FloatArray  # (N, O)
     terminated: NDArray[np.bool_]  # (N,)
     truncated: NDArray[np.bool_]  # (N,)
+    rows: FloatArray | None = field(default=None, repr=False, compare=False)
+    """(N, W): the packed rows (`data.store`) that the arrays are views of, where they are."""
 
     def __post_init__(self) -> None:
         if self.obs.ndim != 2 or self.action.ndim != 2:
@@ -74,12 +76,10 @@ class Transitions:
             array = getattr(self, name)
             if array.dtype != np.float32:
                 raise DataError(f"{name} has dtype {array.dtype}, expected float32")
-            finite = np.isfinite(array) if array.ndim == 1 else np.isfinite(array).all(axis=1)
-            if not finite.all():
-                row = int(np.argmin(finite))
+            row, bad = first_not_finite(array)
+            if row is not None:
                 raise DataError(
-                    f"{name} holds NaN or infinity in {int((~finite).sum())} of {n} rows, first in row {row}; "
-                    f"drop or repair these rows"
+                    f"{name} holds NaN or infinity in {bad} of {n} rows, first in row {row}; drop or repair these rows"
                 )
         for name in ("terminated", "truncated"):
             if getattr(self, name).dtype != np.bool_:
@@ -103,20 +103,39 @@ class Transitions:
         totals = np.cumsum(self.reward, dtype=np.float64)[ends]
         return np.diff(totals, prepend=0.0)
 
-    def mc_returns(self, discount: float) -> FloatArray:
-        """Discounted return from every step to the end of its episode, (N,).
+    def mc_returns(self, discount: float, reward: FloatArray | None = None) -> FloatArray:
+        """Discounted return from every step to the end of its episode, (N,), of `reward` (N,) or the recorded ones.
 
         A truncated episode counts what was seen: the tail beyond the cut is unknown and taken as zero, which for
         rewards of one sign makes the value a bound (a lower one where rewards are positive).
         """
-        returns = np.empty(len(self), dtype=np.float64)
-        ends = np.zeros(len(self), dtype=np.bool_)
-        ends[self.episode_ends] = True
-        running = 0.0
-        for i in range(len(self) - 1, -1, -1):
-            running = float(self.reward[i]) + (0.0 if ends[i] else discount * running)
-            returns[i] = running
-        return returns.astype(np.float32)
+        reward = self.reward if reward is None else reward
+        ends = self.episode_ends
+        lengths = np.diff(ends, prepend=-1)
+        order = np.argsort(-lengths, kind="stable")  # longest first: those that still run are always the first k
+        ends, lengths = ends[order], lengths[order]
+        running = np.zeros(len(ends), dtype=np.float64)
+        returns = np.empty(len(self), dtype=np.float32)
+        alive = len(ends)
+        for back in range(int(lengths[0])):  # backwards through all episodes at once
+            while lengths[alive - 1] <= back:
+                alive -= 1
+            rows = ends[:alive] - back
+            running[:alive] = reward[rows] + discount * running[:alive]
+            returns[rows] = running[:alive]
+        return returns
+
+
+def first_not_finite(array: NDArray[Any]) -> tuple[int | None, int]:
+    """The first row that holds NaN or infinity, and how many do; slice by slice, since datasets can be large."""
+    first, count = None, 0
+    for i in range(0, len(array), 65_536):
+        part = array[i : i + 65_536]
+        bad = ~np.isfinite(part.reshape(len(part), -1)).all(axis=1)
+        if bad.any():
+            first = i + int(bad.argmax()) if first is None else first
+            count += int(bad.sum())
+    return first, count
 
 
 _ALIASES = {

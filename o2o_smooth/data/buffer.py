@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from o2o_smooth.data.batch import Batch, FloatArray, Transitions
+from o2o_smooth.data.normalize import RewardMap
+from o2o_smooth.data.store import UNKNOWN_RETURN, row_width
 from o2o_smooth.errors import ConfigError, DataError
-
-UNKNOWN_RETURN = -float("inf")  # Monte-Carlo return of a step whose episode has not ended yet
 
 
 class ReplayBuffer:
@@ -45,7 +45,7 @@ class ReplayBuffer:
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self.device = torch.device(device)
         rings = 1 if shared else members
-        width = 2 * obs_dim + action_dim + 4
+        width = row_width(obs_dim, action_dim)
         try:
             self._rows = torch.zeros((rings * capacity, width), device=self.device)
         except RuntimeError as error:
@@ -55,25 +55,48 @@ class ReplayBuffer:
                 f"have; use fewer members or a smaller capacity"
             ) from error
         self._written = 0  # rows per ring, ever
+        self._reward_map: RewardMap | None = None  # of rows that hold raw rewards
 
     @classmethod
     def from_transitions(
-        cls, transitions: Transitions, members: int, *, discount: float, device: torch.device | str = "cpu"
+        cls,
+        transitions: Transitions,
+        members: int,
+        *,
+        discount: float,
+        reward_map: RewardMap | None = None,
+        device: torch.device | str = "cpu",
     ) -> ReplayBuffer:
-        """A full, shared buffer of a dataset's rows."""
-        buffer = cls(
-            members, len(transitions), transitions.obs.shape[1], transitions.action.shape[1], device=device, shared=True
-        )
-        packed = pack(
-            transitions.obs,
-            transitions.action,
-            transitions.reward,
-            transitions.next_obs,
-            transitions.terminated,
-            transitions.truncated,
-            transitions.mc_returns(discount),
-        )
-        buffer.add(packed[None])
+        """A full, shared buffer of a dataset's rows, with the rewards and returns of the learner's reward map.
+
+        Rows that are packed already (`data.store`) are served where they lie, in memory or mapped from disk, and not
+        copied: the dataset stays readable, with raw rewards; its last column gets the Monte-Carlo returns.
+        """
+        store = transitions.rows
+        if store is None:
+            store = pack(
+                transitions.obs,
+                transitions.action,
+                transitions.reward,
+                transitions.next_obs,
+                transitions.terminated,
+                transitions.truncated,
+            )
+        reward_map = reward_map or RewardMap()
+        store[:, -1] = transitions.mc_returns(discount, reward_map(transitions.reward))
+        buffer = cls.__new__(cls)
+        buffer.members, buffer.capacity, buffer.shared = members, len(store), True
+        buffer.obs_dim, buffer.action_dim = transitions.obs.shape[1], transitions.action.shape[1]
+        buffer.device = torch.device(device)
+        buffer._reward_map = None if reward_map == RewardMap() else reward_map
+        try:
+            buffer._rows = torch.from_numpy(store).to(buffer.device)
+        except RuntimeError as error:
+            gib = store.nbytes / 2**30
+            raise ConfigError(
+                f"the offline rows need {gib:.1f} GiB, which {device} does not have; take a smaller dataset or the CPU"
+            ) from error
+        buffer._written = len(store)
         return buffer
 
     def __len__(self) -> int:
@@ -115,12 +138,20 @@ class ReplayBuffer:
         slots = rows[alive] % self.capacity + (0 if self.shared else member * self.capacity)
         self._rows[torch.from_numpy(slots).to(self.device), -1] = torch.from_numpy(returns[alive]).to(self.device)
 
+    def packed_rows(self, member: int, numbers: NDArray[np.int64]) -> FloatArray:
+        """Packed rows (n, width) of a member by their numbers, as `written` counted them; on the CPU."""
+        slots = numbers % self.capacity + (0 if self.shared else member * self.capacity)
+        return np.asarray(self._rows[torch.from_numpy(slots).to(self.device)].cpu().numpy())
+
     def gather(self, index: Tensor) -> Batch:
         """Rows by slot: index (M, B) in [0, len) -> a batch of (M, B, ...) views."""
         if not self.shared:
             index = index + (torch.arange(self.members, device=self.device) * self.capacity)[:, None]
         rows = self._rows.index_select(0, index.flatten()).view(*index.shape, -1)
-        return unpack(rows, self.obs_dim, self.action_dim)
+        batch = unpack(rows, self.obs_dim, self.action_dim)
+        if self._reward_map is None:
+            return batch
+        return batch._replace(reward=batch.reward * self._reward_map.scale + self._reward_map.shift)
 
 
 def pack(

@@ -27,18 +27,19 @@ def is_installed(dataset_id: str) -> bool:
 
 
 @contextlib.contextmanager
-def staged(dataset_id: str) -> Iterator[None]:
+def staged(dataset_id: str, *, replace: bool = False) -> Iterator[Path]:
     """Let Minari write a dataset in a hidden folder of its root, and move it into place when the block succeeds.
 
-    An interruption leaves nothing that counts as a dataset. Where another process was faster, its dataset stays.
+    An interruption leaves nothing that counts as a dataset. A dataset of this id that is there already stays (another
+    process may have been faster), or with `replace` goes when the new one is complete.
     """
     root = minari_root()
     root.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".o2o-smooth-", dir=root))
     try:
         with _minari_path(staging):
-            yield
-        _publish(staging, root, dataset_id)
+            yield staging
+        _publish(staging, root, dataset_id, replace)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -57,15 +58,21 @@ def _minari_path(path: Path) -> Iterator[None]:
             os.environ["MINARI_DATASETS_PATH"] = saved
 
 
-def _publish(staging: Path, root: Path, dataset_id: str) -> None:
+def _publish(staging: Path, root: Path, dataset_id: str, replace: bool) -> None:
     target = root / dataset_id
     target.parent.mkdir(parents=True, exist_ok=True)
     for namespace in Path(dataset_id).parents:
         described = staging / namespace / "namespace_metadata.json"
         if described.exists() and not (root / namespace / described.name).exists():
             shutil.copy(described, root / namespace / described.name)
+    old = staging / ".replaced"  # goes with the staging folder
     try:
+        if replace and target.exists():
+            target.rename(old)
         (staging / dataset_id).rename(target)
     except OSError as error:
-        if not is_installed(dataset_id):
-            raise DataError(f"cannot write dataset {dataset_id} to {target}: {error}") from error
+        if old.exists():
+            old.rename(target)
+        elif is_installed(dataset_id) and not replace:
+            return
+        raise DataError(f"cannot write dataset {dataset_id} to {target}: {error}") from error

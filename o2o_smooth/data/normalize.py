@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from o2o_smooth.data.batch import FloatArray, Transitions
+from o2o_smooth.data.suspicion import SLICE_ROWS
 
 
 @dataclass(frozen=True)
@@ -21,22 +22,11 @@ class RewardMap:
         """Map raw rewards."""
         return (reward * self.scale + self.shift).astype(np.float32)
 
-    def apply(self, transitions: Transitions) -> Transitions:
-        """The same transitions with mapped rewards."""
-        if self.scale == 1.0 and self.shift == 0.0:
-            return transitions
-        return Transitions(
-            transitions.obs,
-            transitions.action,
-            self(transitions.reward),
-            transitions.next_obs,
-            transitions.terminated,
-            transitions.truncated,
-        )
-
 
 def observation_statistics(transitions: Transitions) -> tuple[FloatArray, FloatArray]:
     """Mean and deviation of the observations, (O,) each, computed in float64."""
-    mean = transitions.obs.mean(axis=0, dtype=np.float64)
-    std = transitions.obs.std(axis=0, dtype=np.float64)
+    obs, n = transitions.obs, len(transitions)
+    slices = [slice(i, i + SLICE_ROWS) for i in range(0, n, SLICE_ROWS)]  # std at once would copy everything
+    mean = sum(obs[s].sum(axis=0, dtype=np.float64) for s in slices) / n
+    std = np.sqrt(sum(((obs[s] - mean) ** 2).sum(axis=0) for s in slices) / n)
     return mean.astype(np.float32), std.astype(np.float32)

@@ -98,6 +98,9 @@ def _mujoco_task(name: str, tier: str) -> Task:
         ref_random=ref_random,
         ref_expert=ref_expert,
         ref_source=_D4RL_SCORES,
+        # The contact forces that follow are zero in D4RL (111 columns) and not in Minari's sets (105).
+        obs_width=27 if name == "ant" else None,
+        env_kwargs={"include_cfrc_ext_in_observation": False} if name == "ant" else {},
     )
 
 

@@ -62,6 +62,8 @@ class Task:
     """See `reward_scale`. Environments and datasets hold raw rewards; the learner applies the map."""
     obs_keys: tuple[str, ...] | None = None
     """Dict observations: which boxes are concatenated, in order; None takes all in the order of the space."""
+    obs_width: int | None = None
+    """Flat observations of a dataset may be wider than the environment's: only so many columns count (Ant: 27)."""
     action_scale: float = 1.0
     """Factor on actions before the simulator; agents and datasets hold unscaled actions."""
     compat: str | None = None
@@ -280,6 +282,7 @@ def _env_task(row: Task) -> Task:
         ref_source=row.ref_source,
         reward_shift=row.reward_shift,
         obs_keys=row.obs_keys,
+        obs_width=row.obs_width,
         action_scale=row.action_scale,
         compat=row.compat,
         goal_reward=row.goal_reward,

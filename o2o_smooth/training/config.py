@@ -178,7 +178,11 @@ class RunConfig(Generic[C]):
     online: str | None = None
     """Online objective: sac | td3 | same; default: the agent's first choice (sac for iql and cql, td3 for td3_bc)."""
     dataset: str | None = None
-    """Minari id or .npz file of the offline data; default: the task's own."""
+    """Offline data: a Minari id; an .hdf5 file in D4RL's layout or an .npz file; the folder of a Minari dataset or of a
+    finished run (what it collected). Default: the task's own."""
+    provenance: Literal["d4rl", "minari", "generated", "own"] | None = None
+    """Where the data come from, if the source does not tell it right. Scores of different provenance do not share a
+    table."""
     pretrained: str | None = None
     """A run or checkpoint folder to fork from instead of pretraining. Task, agent and its settings, seeds, data, reward
     map, num_envs, utd, batch size and evaluation are the checkpoint's unless given."""
@@ -220,6 +224,8 @@ class RunConfig(Generic[C]):
     """Folder of the run; default: runs/TASK-AGENT-SCHEDULE."""
     overwrite: bool = False
     """Replace a finished or broken run in that folder."""
+    save_online: bool = True
+    """Keep what was collected online as a dataset, online/seed-N.hdf5, for --dataset of other runs."""
     wandb: bool = False
     """Also log to Weights & Biases (extra: wandb; works with WANDB_MODE=offline)."""
     wandb_project: str = "o2o-smooth"

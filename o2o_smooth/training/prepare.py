@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from o2o_smooth.agents import AGENTS, Agent
+from o2o_smooth.data.dataset import Dataset, check_fits
 from o2o_smooth.data.normalize import RewardMap
-from o2o_smooth.data.sources import Dataset, check_fits, load_dataset
+from o2o_smooth.data.sources import load_dataset
 from o2o_smooth.envs import Task, find_task, make_env
 from o2o_smooth.errors import CheckpointError, ConfigError
 from o2o_smooth.smoothing.objective import COMPONENTS
@@ -74,7 +75,9 @@ def prepare(config: RunConfig[Any], progress: ProgressSink) -> Prepared:
         dataset = load_dataset(
             task,
             dataset=config.dataset,
-            progress=lambda done, total: progress.update("making the dataset", done, total),
+            provenance=config.provenance,
+            action_box=(agent.action_low, agent.action_high),
+            progress=progress.update,
             log=progress.note,
         )
         check_fits(dataset, agent.obs_dim, agent.action_dim)
@@ -118,13 +121,11 @@ def _purely_online(config: RunConfig[Any]) -> bool:
 
 def _warn_of_units(dataset: Dataset, agent: Agent, progress: ProgressSink) -> None:
     """Say where the data's actions lie outside the task's box; a little is rounding, much is another unit."""
-    action = dataset.transitions.action
-    margin = 1e-3 * (agent.action_high - agent.action_low)
-    outside = ((action < agent.action_low - margin) | (action > agent.action_high + margin)).any(axis=1).mean()
-    if outside > 0:
+    if dataset.outside:
+        share = dataset.outside / len(dataset.transitions)
         progress.note(
-            f"warning: {outside:.1%} of the data's actions lie outside the task's action box and are clipped; they "
-            f"range from {action.min():.3g} to {action.max():.3g}. Is their unit right?"
+            f"warning: {share:.1%} of the data's actions lie outside the task's action box ({agent.action_low.min():g} "
+            f"to {agent.action_high.max():g}) and were clipped. Is their unit right?"
         )
 
 

@@ -26,7 +26,7 @@ class ProgressSink(Protocol):
     """Where progress goes: named tasks with a total, a position and a remark."""
 
     def update(self, name: str, done: int, total: int, remark: str = "") -> None:
-        """Report that `done` of `total` units of a task are finished."""
+        """Report that `done` of `total` units of a task are finished; a total of 0 is not known."""
         ...
 
     def note(self, text: str) -> None:
@@ -54,8 +54,8 @@ class Live:
     def update(self, name: str, done: int, total: int, remark: str = "") -> None:
         """See `ProgressSink`."""
         if name not in self._tasks:
-            self._tasks[name] = self.progress.add_task(name, total=total, remark="")
-        self.progress.update(self._tasks[name], completed=done, total=total, remark=remark)
+            self._tasks[name] = self.progress.add_task(name, total=total or None, remark="")
+        self.progress.update(self._tasks[name], completed=done, total=total or None, remark=remark)
 
     def note(self, text: str) -> None:
         """See `ProgressSink`."""
@@ -72,12 +72,12 @@ class Plain:
     def update(self, name: str, done: int, total: int, remark: str = "") -> None:
         """See `ProgressSink`."""
         now = time.monotonic()
-        if done < total and now - self._last.get(name, 0.0) < PLAIN_EVERY_S:
+        if (done < total or not total) and now - self._last.get(name, 0.0) < PLAIN_EVERY_S:
             return
-        if done >= total and self._last.get(name) == float("inf"):
+        if total and done >= total and self._last.get(name) == float("inf"):
             return
-        self._last[name] = float("inf") if done >= total else now
-        self.note(f"{name}: {done:,}/{total:,}" + (f"  {remark}" if remark else ""))
+        self._last[name] = float("inf") if total and done >= total else now
+        self.note(f"{name}: {done:,}" + (f"/{total:,}" if total else "") + (f"  {remark}" if remark else ""))
 
     def note(self, text: str) -> None:
         """See `ProgressSink`."""

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from o2o_smooth.data.batch import Transitions
-from o2o_smooth.data.buffer import UNKNOWN_RETURN, ReplayBuffer, concatenate, pack, unpack
+from o2o_smooth.data.buffer import ReplayBuffer, concatenate, pack, unpack
+from o2o_smooth.data.store import UNKNOWN_RETURN
 from o2o_smooth.errors import ConfigError, DataError
 
 O, A = 3, 2  # noqa: E741 - observation and action, as everywhere

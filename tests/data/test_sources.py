@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from o2o_smooth.data import (
     Transitions,
     check_fits,
+    download,
+    end_at_goal,
     from_arrays,
     from_minari,
     load_dataset,
     make_pointmaze_dataset,
     sources,
 )
+from o2o_smooth.data.dataset import array_hash
 from o2o_smooth.data.installed import staged
 from o2o_smooth.envs import Task, find_task
 from o2o_smooth.errors import DataError
@@ -96,7 +99,7 @@ def write_minari(dataset_id: str, **first: Any) -> None:
 
 
 def equal(a: Transitions, b: Transitions) -> bool:
-    return sources.array_hash(a) == sources.array_hash(b)
+    return array_hash(a) == array_hash(b)
 
 
 # ------------------------------------------------------------------------------------------------------------- arrays
@@ -155,7 +158,7 @@ def test_terminated_at_the_time_limit_is_kept_without_a_successor() -> None:
         ({"actions": np.zeros((7, 1))}, "actions have shape"),
         ({"terminals": np.full(8, 2)}, "terminals hold values other than 0 and 1"),
         ({"rewards": np.array(["a"] * 8)}, "rewards have dtype"),
-        ({"next_observations": np.zeros((8, 3))}, "next_obs has shape"),
+        ({"next_observations": np.zeros((8, 3))}, "next_observations have shape"),
         ({"observations": np.zeros((0, 2))}, "observations have shape"),
         ({"rewards": np.array([0, 0, np.nan, 0, 0, 0, 0, 0])}, "rewards hold NaN .* 1 of 8 rows, first in row 2"),
         ({"observations": np.full((8, 2), 1e300)}, "observations hold NaN or infinity"),
@@ -227,21 +230,6 @@ def test_minari_successors_are_exact_and_the_end_of_a_recording_is_a_cut() -> No
     np.testing.assert_array_equal(default.obs, t.obs[:, [1, 2, 0]])  # the order of the space: a, b
 
 
-def test_storage_other_than_hdf5_is_read_through_minari() -> None:
-    write_minari("test/real-v0")
-    storage = minari.load_dataset("test/real-v0").storage
-
-    class Other:
-        FORMAT = "arrow"
-        total_episodes = storage.total_episodes
-        get_episodes = staticmethod(storage.get_episodes)
-
-    for direct, through_minari in zip(sources._episodes(storage), sources._episodes(Other()), strict=True):
-        columns = [sources._episode_columns(0, episode, ("a", "b")) for episode in (direct, through_minari)]
-        for name in columns[0]:
-            np.testing.assert_array_equal(columns[0][name], columns[1][name])
-
-
 def test_first_installed_set_of_the_task_is_taken_and_named() -> None:
     write_minari("test/spare-v0")
     lines: list[str] = []
@@ -269,13 +257,13 @@ def test_steps_at_the_goal_end_the_task() -> None:
         terminated=np.zeros(n, np.bool_),
         truncated=np.array([0, 0, 0, 0, 0, 0, 1, 0, 1], np.bool_),
     )
-    cut = sources.end_at_goal(t, 1.0)
+    cut = end_at_goal(t, 1.0)
     # rows 2 and 3 begin at the goal, row 6 too; row 7 begins an episode and row 8 begins at the goal
     np.testing.assert_array_equal(cut.obs[:, 0], [0, 1, 4, 5, 7])
     np.testing.assert_array_equal(cut.terminated, [0, 1, 0, 1, 1])
     np.testing.assert_array_equal(cut.truncated, [0, 0, 0, 0, 0])
     np.testing.assert_array_equal(cut.episode_returns, [1, 1, 1])
-    assert equal(sources.end_at_goal(cut, 1.0), cut)
+    assert equal(end_at_goal(cut, 1.0), cut)
 
 
 @pytest.mark.parametrize(
@@ -341,12 +329,12 @@ def test_download_asks_first_whether_anybody_answers(monkeypatch: pytest.MonkeyP
 
 
 def test_download_that_fails_half_way_leaves_nothing(minari_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(dataset_id: str) -> None:
+    def half(dataset_id: str) -> None:
         write_minari(dataset_id)
         raise ConnectionError("the line\nis dead")
 
-    monkeypatch.setattr(sources, "_hindrance", lambda: None)
-    monkeypatch.setattr(minari, "download_dataset", download)
+    monkeypatch.setattr(download, "_hindrance", lambda: None)
+    monkeypatch.setattr(minari, "download_dataset", half)
     with pytest.raises(DataError, match=r"\(the line is dead\)"):
         load_dataset(TASK)
     assert list(minari_folder.iterdir()) == []

@@ -21,6 +21,7 @@ from o2o_smooth.training.run import Diverged, Run, default_threads, run
 
 EVALUATION_FIELDS = {
     "phase", "env_steps", "updates", "seed", "return_mean", "return_std", "episodes", "score", "length_mean", "success",
+    "provenance",
 }  # fmt: skip
 OFFLINE_REWARD = 7.0  # no step of Pendulum earns this: it marks offline rows
 
@@ -73,7 +74,7 @@ def lines(folder: Path, name: str) -> list[dict[str, Any]]:
 def test_run_writes_what_other_tools_read(data: Path, tmp_path: Path) -> None:
     out = run(small(data, tmp_path / "run"))
     assert {p.name for p in out.iterdir()} == {
-        "manifest.json", "evaluations.jsonl", "metrics.jsonl", "checkpoints", "stability.png",
+        "manifest.json", "evaluations.jsonl", "metrics.jsonl", "checkpoints", "stability.png", "online",
     }  # fmt: skip
     rows = lines(out, "evaluations.jsonl")
     assert all(set(row) == EVALUATION_FIELDS for row in rows)
@@ -290,7 +291,7 @@ def test_one_reward_map_for_dataset_and_collector_and_raw_returns_in_evaluations
     scaled = dataclasses.replace(plain, reward_scale=0.1, reward_shift=-1.0, out=str(tmp_path / "b"))
     state = Run(prepare(scaled, Silent()), Silent(), "x")
     assert state.dataset is not None
-    np.testing.assert_allclose(state.reward_map.apply(state.dataset.transitions).reward, OFFLINE_REWARD * 0.1 - 1.0)
+    np.testing.assert_allclose(state.reward_map(state.dataset.transitions.reward), OFFLINE_REWARD * 0.1 - 1.0)
     switch = [
         [r["return_mean"] for r in lines(run(c), "evaluations.jsonl") if r["phase"] == "switch"]
         for c in (plain, scaled)
