@@ -89,10 +89,10 @@ def survives(path: Path) -> str | None:
 
 def _read(node: Any, depth: int = 0) -> None:
     """Read every dataset of numbers, as the sources do."""
-    for name in node:
+    for name in ("goal",) if depth == 1 and node.name == "/infos" else node:
         link = node.get(name, getlink=True)
-        if not isinstance(link, h5py.HardLink) or (name in ("infos", "metadata") and depth > 0):
-            continue
+        if not isinstance(link, h5py.HardLink) or name == "metadata" or (name == "infos" and depth > 0):
+            continue  # nobody reads these
         if isinstance(node[name], h5py.Group):
             if depth < 8:
                 _read(node[name], depth + 1)
