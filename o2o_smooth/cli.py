@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import difflib
-import io
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 import o2o_smooth
+from o2o_smooth.cli_options import parse, peek, take
 from o2o_smooth.errors import O2OError
 
 USAGE = """\
@@ -27,7 +22,8 @@ commands:
   run      pretrain offline, switch, fine-tune online with a smoothed objective
   demo     the main job on a small task: four ways to switch, a table and a picture (minutes on two cores)
   compare  one table and one picture of finished runs
-  tasks    list the tasks that --task knows
+  data     datasets: list, info, check, download, convert, make
+  tasks    list the tasks that --task knows; tasks NAME shows one
 
 o2o-smooth COMMAND --help shows every option of a command.
 
@@ -40,11 +36,33 @@ examples:
 """
 
 COMPARE = """\
-usage: o2o-smooth compare RUN [RUN ...] [--out FILE.png]
+usage: o2o-smooth compare RUN [RUN ...] [--out FILE.png] [--mix-provenance]
 
 One table and one picture of finished runs of one task, each under its folder's name; forks of one checkpoint
 (o2o-smooth run --pretrained) make the fairest comparison. The picture goes to comparison.png unless --out says
 otherwise.
+
+Both show the mean return of the offline data beside the policies', and where the data come from: d4rl (D4RL's own
+files), minari (Minari's, which are other sets than D4RL's), generated (made by a script) or own (yours). Runs that
+learned from data of different provenance are refused, because their scores cannot be compared; --mix-provenance puts
+them together all the same and marks each with its own. Runs without offline data may stand beside any.
+"""
+
+TASKS = """\
+usage: o2o-smooth tasks [NAME]
+
+List the tasks that --task knows, or show one whole: NAME is a D4RL id, a Minari id, the id of an environment, or
+a TOML file with a row of your own:
+
+    id = "my-hopper"                 # needed; the names are those of o2o_smooth.envs.Task
+    env_id = "Hopper-v5"             # needed
+    max_episode_steps = 500
+    ref_random = -20.3               # score 0
+    ref_expert = 3234.3              # score 100
+    ref_source = "D4RL"
+    dataset_ids = ["mine/hopper/medium-v0"]
+
+--task FILE.toml uses it; files in the environment variable O2O_SMOOTH_TASKS ([[task]] tables) are always known.
 """
 
 EPILOG = """\
@@ -56,7 +74,13 @@ at the top level or under their group: [hyper], [smoothing], [evaluation]."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 (interrupted or failed), 2 (bad input, one line says what)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands: dict[str, Callable[[list[str]], int]] = {"run": _run, "demo": _demo, "compare": _compare, "tasks": _tasks}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "run": _run,
+        "demo": _demo,
+        "compare": _compare,
+        "data": _data,
+        "tasks": _tasks,
+    }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -96,11 +120,11 @@ def parse_run(arguments: Sequence[str]) -> Any:
     from o2o_smooth.envs import find_task
     from o2o_smooth.training.config import RunConfig, apply_values, default_config, read_toml
 
-    arguments, config_file = _take(list(arguments), "--config")
+    arguments, config_file = take(list(arguments), "--config")
     values: dict[str, Any] = {}
     if config_file is not None:
         values = read_toml(Path(config_file))
-    chosen = {name: _peek(arguments, f"--{name}") or values.get(name) for name in ("task", "agent", "pretrained")}
+    chosen = {name: peek(arguments, f"--{name}") or values.get(name) for name in ("task", "agent", "pretrained")}
     base = _from_checkpoint(str(chosen["pretrained"])) if chosen["pretrained"] else None
     if base is not None:
         if chosen["agent"] not in (None, base.agent):
@@ -114,7 +138,7 @@ def parse_run(arguments: Sequence[str]) -> Any:
         domain = find_task(task).domain if chosen["task"] or agent in AGENTS else "other"
         default = default_config(task, agent, domain, values, config_file or "")
     hyper = AGENTS[default.agent].config_class
-    return _tyro(RunConfig[hyper], default, arguments, "o2o-smooth run")  # type: ignore[valid-type]
+    return parse(RunConfig[hyper], default, arguments, "o2o-smooth run", EPILOG)  # type: ignore[valid-type]
 
 
 def _from_checkpoint(path: str) -> Any:
@@ -163,21 +187,24 @@ def _run(arguments: list[str]) -> int:
 
 
 def _summary(arms: dict[str, Path]) -> None:
-    """The table of one or more arms, if they went online."""
+    """The table of the arms that went online; one line about each that stopped at the switch."""
     from rich.console import Console
 
-    from o2o_smooth.stability.report import arm_table, read_curves, rich_table
+    from o2o_smooth.stability.report import arm_table, read_curves, rich_table, switch_line
 
-    curves = {name: [c for c in read_curves(folder, arm=name) if len(c.env_steps) > 1] for name, folder in arms.items()}
-    curves = {name: c for name, c in curves.items() if c}
-    if curves:
-        Console().print(rich_table(arm_table(curves)))
+    read = {name: read_curves(folder, arm=name) for name, folder in arms.items()}
+    for curves in read.values():
+        if curves and all(len(curve.env_steps) == 1 for curve in curves):
+            print(switch_line(curves))
+    online = {name: found for name, curves in read.items() if (found := [c for c in curves if len(c.env_steps) > 1])}
+    if online:
+        Console().print(rich_table(arm_table(online)))
 
 
 def _demo(arguments: list[str]) -> int:
     from o2o_smooth.benchmarks.demo import DemoConfig, demo
 
-    return demo(_tyro(DemoConfig, DemoConfig(), arguments, "o2o-smooth demo"))
+    return demo(parse(DemoConfig, DemoConfig(), arguments, "o2o-smooth demo"))
 
 
 def _compare(arguments: list[str]) -> int:
@@ -190,9 +217,13 @@ def _compare(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(COMPARE, end="")
         return 0
-    folders, out = _take(arguments, "--out")
+    rest, out = take(arguments, "--out")
+    folders = [argument for argument in rest if argument != "--mix-provenance"]
+    mix = len(folders) < len(rest)
     if wrong := [f for f in folders if f.startswith("-")]:
         return _fail(f"unknown option {wrong[0]}; o2o-smooth compare --help shows how it goes")
+    if not folders:
+        return _fail("compare needs at least one run folder; o2o-smooth compare --help shows how it goes")
     arms = {Path(folder).name: Path(folder) for folder in folders}
     if len(arms) < len(folders):
         return _fail("runs are told apart by the names of their folders; two of these have the same name")
@@ -200,111 +231,87 @@ def _compare(arguments: list[str]) -> int:
     if len(set(tasks.values())) > 1:
         raise DataError(f"runs of different tasks cannot share a table: {', '.join(sorted(set(tasks.values())))}")
     picture = Path(out or "comparison.png")
-    curves = draw_arms(arms, picture, title=next(iter(tasks.values())))
-    Console().print(rich_table(arm_table(curves)))
+    curves = draw_arms(arms, picture, title=next(iter(tasks.values())), mix_provenance=mix)
+    Console().print(rich_table(arm_table(curves, mix_provenance=mix)))
     print(f"picture: {picture}")
     return 0
+
+
+def _data(arguments: list[str]) -> int:
+    from o2o_smooth.cli_data import data
+
+    return data(arguments)
 
 
 def _tasks(arguments: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from o2o_smooth.envs import known_tasks
+    from o2o_smooth.envs import find_task, known_tasks
 
     if arguments and arguments[0] in ("-h", "--help"):
-        print("usage: o2o-smooth tasks\n\nList the tasks that --task knows, by any of their names.")
+        print(TASKS, end="")
         return 0
+    if len(arguments) > 1 or (arguments and arguments[0].startswith("-")):
+        return _fail(f"o2o-smooth tasks takes one name at most, got {' '.join(arguments)}")
     if arguments:
-        return _fail(f"o2o-smooth tasks takes no '{arguments[0]}'")
+        return _show_task(find_task(arguments[0]))
     if not sys.stdout.isatty():  # whole names, a line a task, for pipes
         for task in known_tasks():
             print("\t".join((task.id, task.env_id, ",".join(task.aliases), ",".join(task.dataset_ids))))
         return 0
-    table = Table("task", "environment", "data", "score 0", "score 100")
+    table = Table("task", "environment", "steps", "data", "score 0", "score 100")
     for column in table.columns:
         column.overflow = "fold"
     for task in known_tasks():
         refs = [f"{r:.1f}" if r is not None else "-" for r in (task.ref_random, task.ref_expert)]
-        table.add_row("\n".join((task.id, *task.aliases)), task.env_id, "\n".join(task.dataset_ids) or "-", *refs)
+        table.add_row(
+            "\n".join((task.id, *task.aliases)),
+            task.env_id,
+            str(task.max_episode_steps),
+            "\n".join(task.dataset_ids) or "-",
+            *refs,
+        )
     console = Console()
     console.print(table)
-    console.print("Any other registered gymnasium environment with Box spaces works too, by its id.")
+    console.print(
+        "Any other registered gymnasium environment with Box spaces works too, by its id; a row of your own by its "
+        "TOML file. o2o-smooth tasks NAME shows one task whole."
+    )
     return 0
 
 
-# Options
+def _show_task(task: Any) -> int:
+    """Everything that a row says."""
+    from o2o_smooth.agents import AGENTS
+    from o2o_smooth.agents.config import published
+    from o2o_smooth.data.hdf5 import published_name
+    from o2o_smooth.data.installed import is_installed
 
-
-def _take(arguments: list[str], flag: str) -> tuple[list[str], str | None]:
-    """Remove an option with its value."""
-    rest, value, i = [], None, 0
-    while i < len(arguments):
-        if arguments[i] == flag:
-            if i + 1 >= len(arguments):
-                raise O2OError(f"{flag} needs a value")
-            value, i = arguments[i + 1], i + 2
-        elif arguments[i].startswith(f"{flag}="):
-            value, i = arguments[i].partition("=")[2], i + 1
-        else:
-            rest.append(arguments[i])
-            i += 1
-    return rest, value
-
-
-def _peek(arguments: list[str], flag: str) -> str | None:
-    return _take(arguments, flag)[1] if flag in [a.partition("=")[0] for a in arguments] else None
-
-
-def _tyro(kind: Any, default: Any, arguments: Sequence[str], prog: str) -> Any:
-    """Parse with tyro; its boxed errors become one line.
-
-    Raises:
-        O2OError: Bad input.
-    """
-    captured = io.StringIO()
-    help_wanted = any(a in ("-h", "--help") for a in arguments)
-    try:
-        with contextlib.redirect_stderr(captured):
-            return tyro.cli(
-                kind,
-                prog=prog,
-                args=list(arguments),
-                default=default,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
-    except SystemExit as stop:
-        if help_wanted and stop.code in (0, None):
-            print(EPILOG if prog.endswith("run") else "", end="\n")
-            raise
-        raise O2OError(_one_line(captured.getvalue(), prog, default)) from None
-
-
-def _one_line(box: str, prog: str, default: Any) -> str:
-    """The first paragraph of one of tyro's boxes."""
-    paragraphs: list[list[str]] = [[]]
-    for raw in box.splitlines():
-        line = raw.strip("│|+ ╭╮╰╯")
-        if re.search("[─-]{6}", line):
-            paragraphs.append([])
-        elif line:
-            paragraphs[-1].append(line)
-    filled = [" ".join(lines) for lines in paragraphs if lines] or ["bad options"]
-    # Where the terminal has no box characters, the title is a paragraph of its own.
-    titled = not box.lstrip().startswith("╭") and len(filled) > 1
-    text = re.sub(r"\s+", " ", filled[1 if titled else 0]).rstrip(". ")
-    text = re.sub(r"^Error parsing [A-Za-z_]+: ", "", text)  # a setting that its own check refused
-    unknown = re.match(r"Unrecognized options: (\S+)", text)
-    if unknown:
-        close = difflib.get_close_matches(unknown[1].rstrip(","), _flags(default), n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        text = f"unknown option {unknown[1].rstrip(',')}{hint}"
-    return f"{text}; {prog} --help shows every option"
-
-
-def _flags(default: Any) -> list[str]:
-    flags: list[str] = []
-    for field in dataclasses.fields(default):
-        inner = getattr(default, field.name)
-        flags += _flags(inner) if dataclasses.is_dataclass(inner) else ["--" + field.name.replace("_", "-")]
-    return flags
+    compat = {None: "none", "adroit": "D4RL's reward sign and end of the pen's episode", "kitchen": "D4RL's flat 60"}
+    wrapper = compat[task.compat] if task.action_scale == 1 else f"actions x {task.action_scale:g}, for D4RL's gear"
+    reward = f"reward * {task.reward_scale:g} + {task.reward_shift:g}"
+    if task.goal_reward is not None:
+        reward += f"; a reward of {task.goal_reward:g} ends the task"
+    score = "none: returns are shown"
+    if task.ref_random is not None:
+        score = f"0 = {task.ref_random:g}, 100 = {task.ref_expert:g}  ({task.ref_source})"
+    data = [f"{name}{' (installed)' if is_installed(name) else ''}" for name in task.dataset_ids]
+    rows = {
+        "environment": f"{task.env_id}, {task.max_episode_steps} steps at most",
+        "arguments": ", ".join(f"{k}={v}" for k, v in task.env_kwargs.items() if k != "maze_map") or "none",
+        "observation": "as the environment gives it" if task.obs_keys is None else " + ".join(task.obs_keys),
+        "compatibility": wrapper,
+        "reward for learning": reward,
+        "score": score,
+        "data": ", ".join(data) or "none of its own; name one with --dataset",
+        "D4RL's file": published_name(task) or "does not fit",
+        "other names": ", ".join(task.aliases) or "none",
+    }
+    for name in AGENTS:
+        if settings := published(name, task.domain):
+            rows[f"preset of {name}"] = ", ".join(f"{k}={v}" for k, v in settings.items())
+    print(task.id)
+    for key, value in rows.items():
+        print(f"  {key:<20} {value}")
+    return 0

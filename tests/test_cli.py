@@ -71,9 +71,17 @@ def test_flags_go_before_the_file_and_the_file_before_the_preset(tmp_path: Path)
         (["rnu"], "did you mean run?"),
         (["compare", "nowhere"], "nowhere is not a run folder"),
         (["compare", "a", "--oot", "b"], "unknown option --oot"),
+        (["compare", "--mix-provenance"], "compare needs at least one run folder"),
         (["run", "--task", "Pendulum-v1", "--dataset", "a.hdf5"], "no dataset file a.hdf5"),
         (["run", "--task", "Pendulum-v1", "--dataset", "a.csv"], "there is no dataset a.csv"),
-        (["tasks", "please"], "takes no 'please'"),
+        (["tasks", "please", "two"], "takes one name at most"),
+        (["tasks", "please"], "unknown task 'please'"),
+        (["data", "lst"], "did you mean list?"),
+        (["data", "check", "none.hdf5"], "no dataset file none.hdf5"),
+        (["data", "check", "../../x-v0"], "there is no dataset"),
+        (["data", "info"], "takes one dataset"),
+        (["data", "info", "a", "--color"], "unknown option --color"),
+        (["data", "convert", "a.npz"], "needs --to"),
         (["demo", "--online-steps", "0"], "online_steps must be at least 1"),
     ],
 )
@@ -180,6 +188,59 @@ def test_run_from_the_shell_with_a_config_file_and_a_fork(tmp_path: Path) -> Non
     assert both.returncode == 0, both.stderr
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
     assert "secret" not in json.dumps(manifest).lower()
+
+
+def _learned_from(provenance: str, folder: Path) -> str:
+    """A finished run on data of some provenance."""
+    folder.mkdir()
+    task = {"id": "maze", "ref_random": 0.0, "ref_expert": 100.0, "ref_source": "measured"}
+    smoothing = {"schedule": "jump", "ramp_steps": 1, "ramp_unit": "env_steps"}
+    manifest = {
+        "task": task,
+        "dataset": {"id": f"{provenance}/maze", "provenance": provenance, "return_mean": 44.0},
+        "config": {"smoothing": smoothing, "online_steps": 500},
+    }
+    rows = [
+        {"phase": phase, "env_steps": t, "updates": 1, "seed": 0, "return_mean": 50.0 - t / 50, "score": 50.0 - t / 50}
+        for phase, t in (("switch", 0), ("online", 250), ("online", 500))
+    ]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "metrics.jsonl").touch()
+    return str(folder)
+
+
+def test_compare_refuses_two_provenances_unless_asked_and_reports_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    runs = [_learned_from(provenance, tmp_path / provenance) for provenance in ("minari", "generated")]
+    picture = tmp_path / "both.png"
+    assert main(["compare", *runs, "--out", str(picture)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(
+        "error: scores learned from minari data (minari) and from generated data (generated)"
+    )
+    assert "--mix-provenance" in captured.err
+    assert captured.err.count("\n") == 1
+    assert not captured.out
+    assert not picture.exists()
+    assert main(["compare", "--mix-provenance", *runs, "--out", str(picture)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "MIXED PROVENANCE (minari, generated)" in text
+    assert "minari/maze (minari), mean score 44.0 (minari)" in text
+    assert picture.is_file()
+    assert main(["compare", runs[0], "--out", str(picture)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Offline data: minari/maze (minari), mean score 44.0." in text
+    assert "MIXED" not in text
+
+
+def test_help_of_compare_says_why_provenances_are_kept_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--help"]) == 0
+    text = capsys.readouterr().out
+    for word in ("--mix-provenance", "d4rl", "minari", "generated", "own"):
+        assert word in text
 
 
 def test_errors_of_a_fork_are_o2o_errors(tmp_path: Path) -> None:

@@ -21,6 +21,12 @@ def _presets() -> dict[str, dict[str, dict[str, Any]]]:
     return tomllib.loads(text)
 
 
+def published(algorithm: str, domain: str) -> dict[str, Any]:
+    """What an algorithm's paper sets for a domain, and for all of them; empty where it says nothing."""
+    tables = _presets().get(algorithm, {})
+    return {**tables.get("default", {}), **tables.get(domain, {})}
+
+
 def _require(condition: bool, text: str) -> None:
     if not condition:
         raise ConfigError(text)
@@ -110,8 +116,7 @@ class AgentConfig:
         """
         if domain not in DOMAINS:
             raise ConfigError(f"there is no domain '{domain}'; there are {', '.join(DOMAINS)}")
-        tables = _presets().get(cls.algorithm, {})
-        config: Self = build_config(cls, tables.get("default", {}) | tables.get(domain, {}))
+        config: Self = build_config(cls, published(cls.algorithm, domain))
         return config
 
     def to_dict(self) -> dict[str, Any]:

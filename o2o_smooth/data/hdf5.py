@@ -58,7 +58,7 @@ def published_name(task: Task) -> str | None:
     kind, _, version = task.id.rpartition("-")
     if task.domain == "mujoco":
         name, _, tier = kind.partition("-")
-        return f"{name}_{tier.replace('-', '_')}-{version}.hdf5"
+        return None if not tier else f"{name}_{tier.replace('-', '_')}-{version}.hdf5"
     if task.domain == "adroit":
         return f"{task.id}.hdf5"
     if task.domain == "antmaze":
@@ -98,7 +98,7 @@ def from_hdf5(
         for path in paths:
             file = stack.enter_context(open_hdf5(path))
             with _named(path):
-                record = _record(file)
+                record = read_record(file)
                 told = told or record.get("provenance")
                 hashes.append(record.get("sha256"))
                 columns = _columns(file)
@@ -217,7 +217,7 @@ def _columns(file: Any) -> dict[str, Any]:
     return {name: found for name in names if (found := plain(file, name)) is not None}
 
 
-def _record(file: Any) -> dict[str, Any]:
+def read_record(file: Any) -> dict[str, Any]:
     """What we wrote about a file; nothing where somebody else wrote it."""
     text = file.attrs.get(RECORD)
     if not isinstance(text, str):

@@ -26,6 +26,14 @@ def is_installed(dataset_id: str) -> bool:
     return (minari_root() / dataset_id / "data").is_dir()
 
 
+def installed_ids() -> list[str]:
+    """Ids of what is in the user's Minari folder, sound or not, in order."""
+    root = minari_root()
+    found = [folder.parent for folder in root.glob("**/data") if folder.is_dir()]
+    ids = [str(folder.relative_to(root).as_posix()) for folder in found]
+    return sorted(name for name in ids if not name.startswith(".") and "/data" not in name)
+
+
 @contextlib.contextmanager
 def staged(dataset_id: str, *, replace: bool = False) -> Iterator[Path]:
     """Let Minari write a dataset in a hidden folder of its root, and move it into place when the block succeeds.

@@ -102,7 +102,7 @@ def from_minari(
         metadata = read_metadata(folder)
         store = _read(folder, task, obs_keys, metadata, progress)
         if provenance is None:
-            provenance = _provenance(str(metadata.get("dataset_id", name)), metadata)
+            provenance = provenance_of(str(metadata.get("dataset_id", name)), metadata)
         return finish(name, store, goal_reward, provenance)
     except Broken as error:
         raise DataError(
@@ -138,7 +138,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     return metadata
 
 
-def _provenance(dataset_id: str, metadata: Mapping[str, Any]) -> str:
+def provenance_of(dataset_id: str, metadata: Mapping[str, Any]) -> str:
     """Where a dataset comes from: its record, or the namespace of its id; a name of the user's is the user's own."""
     record = metadata.get(RECORD)
     if isinstance(record, dict) and record.get("provenance") in PROVENANCES:

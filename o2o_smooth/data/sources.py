@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from o2o_smooth.data.arrays import from_npz
 from o2o_smooth.data.columns import Progress
+from o2o_smooth.data.d4rl_files import d4rl_file, download_with_d4rl, import_d4rl
 from o2o_smooth.data.dataset import PROVENANCES, Dataset, clip_actions
 from o2o_smooth.data.download import download
 from o2o_smooth.data.generate import generated_id, make_pointmaze_dataset
 from o2o_smooth.data.hdf5 import from_hdf5
 from o2o_smooth.data.installed import GENERATED, is_installed
 from o2o_smooth.data.minari_sets import from_minari, is_id
-from o2o_smooth.envs.tasks import Task
+from o2o_smooth.envs.tasks import Task, find_task
 from o2o_smooth.errors import DataError
 
 HDF5 = (".hdf5", ".h5")
@@ -41,8 +42,8 @@ def load_dataset(
 ) -> Dataset:
     """Load the data of a task.
 
-    In order: the set that is asked for; the first of the task's sets that is installed; for PointMaze a set made on the
-    spot; a download.
+    In order: the set that is asked for; D4RL's own file in D4RL's folder; the first of the task's sets that is
+    installed; for PointMaze a set made on the spot; a download.
 
     Args:
         task: Names the datasets and the observation layout.
@@ -59,6 +60,8 @@ def load_dataset(
     say = log if log is not None else _silent
     if provenance is not None and provenance not in PROVENANCES:
         raise DataError(f"provenance is {provenance!r}, expected one of {', '.join(PROVENANCES)}")
+    if dataset is None and (file := d4rl_file(task)) is not None:
+        dataset = str(file)
     if dataset is not None and is_path(dataset):
         loaded = read_path(Path(dataset), task, provenance=provenance, progress=_part(progress, "reading the dataset"))
     else:
@@ -113,6 +116,37 @@ def read_path(
     raise DataError(f"there is no dataset {path}")
 
 
+def fetch(name: str, *, progress: NamedProgress | None = None, log: Callable[[str], None] | None = None) -> str:
+    """Download a Minari dataset by its id, or a task's data: D4RL's own where the d4rl package works, else Minari's.
+
+    Returns:
+        The id or path under which it is found from now on.
+
+    Raises:
+        DataError: It cannot be had; the text names the cures.
+        EnvError: The name is neither a Minari id nor a task.
+    """
+    say = log if log is not None else _silent
+    if is_id(name) and "/" in name:
+        if is_installed(name):
+            say(f"{name} is installed already")
+            return name
+        _download(name, progress, say)
+        return name
+    task = find_task(name)
+    if (file := d4rl_file(task)) is not None:
+        say(f"{file} is there already")
+        return str(file)
+    if import_d4rl() is not None:
+        return str(download_with_d4rl(task))
+    return _obtain(task, None, progress, say)
+
+
+def _download(dataset_id: str, progress: NamedProgress | None, say: Callable[[str], None]) -> None:
+    report = None if progress is None else lambda size: progress("downloading, KiB", size >> 10, 0)
+    download(dataset_id, report=report, log=say)
+
+
 def _seed(path: Path) -> int:
     number = path.stem.removeprefix("seed-")
     return int(number) if number.isdigit() else -1
@@ -137,8 +171,7 @@ def _obtain(task: Task, dataset: str | None, progress: NamedProgress | None, say
         raise DataError(
             f"task {task.id} has no Minari dataset to download: name one with --dataset ID or --dataset FILE{make}"
         )
-    report = None if progress is None else lambda size: progress("downloading, KiB", size >> 10, 0)
-    download(theirs[0], report=report, log=say)
+    _download(theirs[0], progress, say)
     return theirs[0]
 
 
@@ -150,4 +183,4 @@ def _silent(line: str) -> None:
     """Say nothing."""
 
 
-__all__ = ["ONLINE_FOLDER", "Dataset", "is_path", "load_dataset", "read_path"]
+__all__ = ["ONLINE_FOLDER", "Dataset", "fetch", "is_path", "load_dataset", "read_path"]

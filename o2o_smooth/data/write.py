@@ -12,7 +12,7 @@ from minari.data_collector import EpisodeBuffer
 
 from o2o_smooth.data.installed import staged
 from o2o_smooth.envs.make import Env
-from o2o_smooth.envs.tasks import Task
+from o2o_smooth.envs.tasks import ROBOTICS, Task
 
 RECORD = "o2o_smooth"
 """Key of our record in a dataset's metadata: task, provenance, how it was made, versions."""
@@ -29,11 +29,12 @@ def write_minari(
     how: str,
     record: Mapping[str, Any],
     provenance: str = "generated",
+    replace: bool = False,
 ) -> None:
     """Write a dataset under the user's Minari folder; nothing is visible before all of it is written.
 
     Args:
-        dataset_id: Minari id; one that is there already is left alone.
+        dataset_id: Minari id; one that is there already is left alone, unless `replace` is set.
         episodes: With the observations of the environment below our wrapper (`env.env`), T + 1 each.
         task: Whose reference scores go into the metadata.
         env: Of `make_env(task)`; the environment below our wrapper becomes the dataset's, so `recover_environment`
@@ -42,12 +43,14 @@ def write_minari(
         how: One or two sentences on how the data came about.
         record: Plain values that tell how to make the same data again.
         provenance: As in `data.sources.PROVENANCES`.
+        replace: Put the new dataset in the place of an old one of this id, once it is complete.
 
     Raises:
         DataError: The folder cannot be written.
     """
     origin = "GENERATED on this machine by o2o_smooth" if provenance == "generated" else "Converted by o2o_smooth"
-    with staged(dataset_id), warnings.catch_warnings():
+    scores = "" if task.ref_source is None else f" Reference scores: {task.ref_source}."
+    with staged(dataset_id, replace=replace), warnings.catch_warnings():
         for field in ("code_permalink", "author_email"):
             warnings.filterwarnings("ignore", message=f"`{field}` is set to None", category=UserWarning)
         raw = env.env  # type: ignore[attr-defined]  # TaskEnv is a wrapper
@@ -60,16 +63,19 @@ def write_minari(
             author="o2o_smooth",
             ref_min_score=task.ref_random,
             ref_max_score=task.ref_expert,
-            description=(
-                f"{origin} for task {task.id}; neither D4RL's nor Minari's file. {how} "
-                f"Reference scores: {task.ref_source}."
-            ),
-            requirements=["mujoco>=3.2"] if task.domain == "mujoco" else ["gymnasium-robotics>=1.4", "mujoco>=3.2"],
+            description=f"{origin} for task {task.id}; neither D4RL's nor Minari's file. {how}{scores}",
+            requirements=_requirements(task.domain),
         )
         versions = {name: found for name in _VERSIONED if (found := _version(name)) is not None}
         dataset.storage.update_metadata(
             {RECORD: {"task": task.id, "provenance": provenance, **record, "versions": versions}}
         )
+
+
+def _requirements(domain: str) -> list[str]:
+    """What the environment needs beside gymnasium, as far as the domain tells."""
+    robotics = ["gymnasium-robotics>=1.4"] if domain in ROBOTICS else []
+    return [*robotics, "mujoco>=3.2"] if domain != "other" else []
 
 
 def _version(name: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike, NDArray
 
-from o2o_smooth.stability.report import Curve, PretrainCurve, Unit
+from o2o_smooth.stability.curves import Curve, PretrainCurve, Unit
+from o2o_smooth.stability.lettering import GREY, INK, LABEL_SIZE, Label, amount, count, headings, label_right, ticks
+from o2o_smooth.stability.origin import Origin, check_comparable, offline_data, provenances
 
 FloatArray = NDArray[np.float64]
 Weights = Mapping[str, tuple[ArrayLike, ArrayLike]]
@@ -26,8 +26,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's, told apart with every common colour blindness; after seven arms the line style changes."""
 
 _STYLES = ("-", "--", ":")
-_INK, _GREY, _FAINT = "#222222", "#767676", "#E6E6E6"
-_LABEL_SIZE = 8.5
+_FAINT = "#E6E6E6"
 _Y_LABEL: dict[Unit, str] = {
     "score": "score  (0 random, 100 reference)",
     "return": "return of an episode",
@@ -44,28 +43,33 @@ def plot_switch(
     weights: Weights | None = None,
     unit: Unit = "score",
     ramp_end: float | None = None,
+    mix_provenance: bool = False,
 ) -> Path:
     """Draw the arms of a comparison from the switch on: a thin line a seed, a thick one for their mean.
 
-    The time axis is log(1 + t / first evaluation): the first steps, where a jump falls, are as wide as the rest.
+    The time axis is log(1 + t / first evaluation): the first steps, where a jump falls, are as wide as the rest. The
+    offline data's own mean return is a dotted line, one for each set of data that the curves know of.
 
     Args:
         arms: Curves by the name of their arm, in the order of their colours.
         path: Where the picture goes; it appears there whole or not at all.
         title: The heading.
         subtitle: A line under it: task, seeds, budget.
-        reference: Horizontal lines by name, such as the behaviour data's score.
+        reference: More horizontal lines by name, such as another policy's score.
         weights: By arm, (env steps, w) of the online objective, drawn in a thin panel below.
         unit: What the curves are in.
         ramp_end: Where the ramp ends, in environment steps.
+        mix_provenance: Draw scores from data of different provenance all the same; the subtitle says so then.
 
     Returns:
         `path`.
 
     Raises:
         ValueError: No arm, or an arm without curves.
+        DataError: Curves of different provenance or references, as in `arm_table`.
     """
     _check(arms)
+    check_comparable(arms, mix_provenance=mix_provenance)
     figure = _figure(height=5.6 if weights else 4.6)
     rows = figure.subplots(
         2 if weights else 1, 1, sharex=True, squeeze=False, height_ratios=[4.6, 1] if weights else [1]
@@ -75,7 +79,7 @@ def plot_switch(
     _draw_arms(axes[0], arms, colours, reference or {})
     _finish_switch_axes(axes, arms, colours, weights, ramp_end, fraction=0.075)
     axes[0].set_ylabel(_Y_LABEL[unit])
-    _headings(figure, title, subtitle)
+    headings(figure, title, _warned(arms, subtitle))
     return _save(figure, path)
 
 
@@ -90,6 +94,7 @@ def plot_run(
     weights: tuple[ArrayLike, ArrayLike] | None = None,
     unit: Unit = "score",
     ramp_end: float | None = None,
+    mix_provenance: bool = False,
 ) -> Path:
     """Draw one run: its seeds from the switch on and, left of it, the evaluations of offline pretraining.
 
@@ -99,16 +104,18 @@ def plot_run(
         title: The heading.
         subtitle: A line under it.
         pretraining: Evaluations before the switch, in the same unit; their axis counts updates.
-        reference: Horizontal lines by name, such as the behaviour data's score.
+        reference: More horizontal lines by name, such as another policy's score.
         weights: (env steps, w) of the online objective, drawn in a thin panel below.
         unit: What the curves are in.
         ramp_end: Where the ramp ends, in environment steps.
+        mix_provenance: As in `plot_switch`.
 
     Returns:
         `path`.
 
     Raises:
         ValueError: Neither curves nor pretraining.
+        DataError: Curves of different provenance or references, as in `arm_table`.
     """
     if not curves and not pretraining:
         raise ValueError("there is nothing to draw: neither curves nor pretraining")
@@ -121,12 +128,16 @@ def plot_run(
         height_ratios=[4.6, 1] if weights and curves else [1],
     )
     arms = {f"mean of {len(curves)}" if len(curves) > 1 else f"seed {curves[0].seed}": list(curves)} if curves else {}
+    check_comparable({"this run": [*curves, *pretraining]}, mix_provenance=mix_provenance)
     colours = _colours(arms)
     left: Axes | None = None
     if pretraining:
         left = figure.add_subplot(grid[0, 0])
         _draw_pretraining(left, pretraining)
         left.set_ylabel(_Y_LABEL[unit])
+        if not curves:
+            _show_zero(left, pretraining)
+            label_right(left, _draw_data(left, {"": pretraining}))
     if curves:
         main = figure.add_subplot(grid[0, -1], sharey=left)
         axes = [main]
@@ -139,18 +150,14 @@ def plot_run(
             main.set_ylabel(_Y_LABEL[unit])
         else:
             _join_at_switch(left, axes)
-    _headings(figure, title, subtitle)
+    headings(figure, title, _warned(arms, subtitle))
     return _save(figure, path)
 
 
-@dataclass
-class _Label:
-    """A name in the right margin, beside the end of its line."""
-
-    y: float
-    text: str
-    colour: str
-    bold: bool
+def _warned(arms: Mapping[str, Sequence[Origin]], subtitle: str) -> str:
+    """The subtitle, after a warning where provenances are mixed."""
+    mixed = provenances(arms)
+    return f"MIXED PROVENANCE ({', '.join(mixed)}); {subtitle}" if len(mixed) > 1 else subtitle
 
 
 def _figure(*, height: float) -> Figure:
@@ -175,11 +182,11 @@ def _draw_arms(
     """Curves, the line of J0, reference lines, and the name of each at its right end."""
     labels = []
     j0 = float(np.mean([curve.scores[0] for curves in arms.values() for curve in curves]))
-    axes.axhline(j0, color=_INK, lw=0.9, ls=(0, (5, 3)), zorder=1.5)
-    labels.append(_Label(j0, f"at the switch  {_amount(j0)}", _INK, bold=False))
+    axes.axhline(j0, color=INK, lw=0.9, ls=(0, (5, 3)), zorder=1.5)
+    labels.append(Label(j0, f"at the switch  {amount(j0)}", INK, bold=False))
     for name, value in reference.items():
-        axes.axhline(value, color=_GREY, lw=0.9, ls=(0, (1, 2)), zorder=1.5)
-        labels.append(_Label(value, f"{name}  {_amount(value)}", _GREY, bold=False))
+        axes.axhline(value, color=GREY, lw=0.9, ls=(0, (1, 2)), zorder=1.5)
+        labels.append(Label(value, f"{name}  {amount(value)}", GREY, bold=False))
     for arm, curves in arms.items():
         colour, style = colours[arm]
         for curve in curves:
@@ -200,27 +207,56 @@ def _draw_arms(
             clip_on=False,
         )
         seen = mean[np.isfinite(mean)]  # a seed that came to NaN leaves a gap; the label says so
-        labels.append(
-            _Label(float(seen[-1]) if len(seen) else np.nan, f"{arm}  {_amount(mean[-1])}", colour, bold=True)
-        )
+        labels.append(Label(float(seen[-1]) if len(seen) else np.nan, f"{arm}  {amount(mean[-1])}", colour, bold=True))
     _dress(axes)
     axes.margins(y=0.06)
-    if all(curve.unit == "score" for curves in arms.values() for curve in curves):
-        axes.set_ylim(bottom=min(axes.get_ylim()[0], -3.0))  # a dip is judged against 0, the random policy
-    _label_right(axes, labels)
+    _show_zero(axes, [curve for curves in arms.values() for curve in curves])
+    label_right(axes, [*labels, *_draw_data(axes, arms)])
+
+
+def _show_zero(axes: Axes, curves: Sequence[Curve | PretrainCurve]) -> None:
+    """Scores, and a dip in them, are judged against 0, the random policy."""
+    if all(curve.unit == "score" for curve in curves):
+        axes.set_ylim(bottom=min(axes.get_ylim()[0], -3.0))
+
+
+def _draw_data(axes: Axes, arms: Mapping[str, Sequence[Origin]]) -> list[Label]:
+    """The offline data's own mean, a line for each set of data; one that would flatten the curves is only named."""
+    data = [(one, one.behaviour) for one in offline_data(arms) if one.behaviour is not None]
+    low, high = axes.get_ylim()
+    room = high - low
+    near = [value for _, value in data if low - room <= value <= high + room]
+    pad = 0.06 * (high - low)
+    low, high = min([low, *(value - pad for value in near)]), max([high, *(value + pad for value in near)])
+    axes.set_ylim(low, high)
+    labels = []
+    for one, value in data:
+        name = "offline data" if len(data) == 1 else f"data of {_first_of(one.arms)}"
+        if value in near:
+            axes.axhline(value, color=GREY, lw=0.9, ls=(0, (1, 2)), zorder=1.5)
+            labels.append(Label(value, f"{name}  {amount(value)}", GREY, bold=False))
+        else:
+            where, edge = ("above", high) if value > high else ("below", low)
+            labels.append(Label(edge, f"{name}  {amount(value)} ({where} the axis)", GREY, bold=False))
+    return labels
+
+
+def _first_of(arms: Sequence[str]) -> str:
+    """Names as they fit beside a line."""
+    return arms[0] if len(arms) == 1 else f"{arms[0]} and {len(arms) - 1} more"
 
 
 def _draw_pretraining(axes: Axes, curves: Sequence[PretrainCurve]) -> None:
     """The evaluations before the switch, in grey: they are the way here, not the matter."""
     for curve in curves:
-        axes.plot(curve.updates, curve.scores, color=_GREY, lw=0.7, alpha=0.45, zorder=2)
+        axes.plot(curve.updates, curve.scores, color=GREY, lw=0.7, alpha=0.45, zorder=2)
     updates, mean = _mean([(curve.updates, curve.scores) for curve in curves])
-    axes.plot(updates, mean, color=_GREY, lw=2.3, zorder=3, marker="o", ms=3.2, mec="white", mew=0.5)
+    axes.plot(updates, mean, color=GREY, lw=2.3, zorder=3, marker="o", ms=3.2, mec="white", mew=0.5)
     _dress(axes)
     axes.margins(x=0.03, y=0.06)
     axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
-    axes.set_title("offline updates", fontsize=_LABEL_SIZE, color=_GREY, loc="left")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+    axes.set_title("offline updates", fontsize=LABEL_SIZE, color=GREY, loc="left")
 
 
 def _finish_switch_axes(
@@ -245,16 +281,16 @@ def _finish_switch_axes(
         ),
     )
     main.set_xlim(-0.06 * first, last)
-    below.xaxis.set_major_locator(FixedLocator(_ticks(first, last, fraction)))
+    below.xaxis.set_major_locator(FixedLocator(ticks(first, last, fraction)))
     below.xaxis.set_minor_locator(NullLocator())
-    below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
+    below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
     below.set_xlabel("environment steps since the switch")
     if weights:
         _draw_weights(below, weights, colours)
         main.tick_params(axis="x", labelbottom=False)
     if ramp_end is not None and ramp_end <= last:
         for one in axes:
-            one.axvline(ramp_end, color=_GREY, lw=0.8, zorder=1.4)
+            one.axvline(ramp_end, color=GREY, lw=0.8, zorder=1.4)
         main.annotate(
             "ramp ends",
             (ramp_end, 1.0),
@@ -263,8 +299,8 @@ def _finish_switch_axes(
             textcoords="offset points",
             ha="center",
             va="bottom",
-            fontsize=_LABEL_SIZE,
-            color=_GREY,
+            fontsize=LABEL_SIZE,
+            color=GREY,
         )
 
 
@@ -275,21 +311,21 @@ def _draw_weights(axes: Axes, weights: Weights, colours: Mapping[str, tuple[str,
         steps, weight = (np.asarray(part, dtype=np.float64) for part in pair)
         same = sum(np.array_equal(steps, x) and np.array_equal(weight, y) for x, y in drawn)
         drawn.append((steps, weight))
-        colour, style = colours.get(arm, (_GREY, "-"))
+        colour, style = colours.get(arm, (GREY, "-"))
         aside = ScaledTranslation(0, -1.7 * same / 72, axes.figure.dpi_scale_trans)
         axes.plot(steps, weight, color=colour, ls=style, lw=1.7, zorder=3 - same / 10, transform=axes.transData + aside)
     _dress(axes)
     axes.set_ylim(-0.2, 1.2)
     axes.set_yticks([0, 1])
-    axes.set_ylabel("online\nweight", fontsize=_LABEL_SIZE)
+    axes.set_ylabel("online\nweight", fontsize=LABEL_SIZE)
 
 
 def _join_at_switch(left: Axes, right: Sequence[Axes]) -> None:
     """Make the panels before and after the switch one picture: one scale, and nothing between them."""
-    right[0].set_title("online", fontsize=_LABEL_SIZE, color=_GREY, loc="left")
+    right[0].set_title("online", fontsize=LABEL_SIZE, color=GREY, loc="left")
     right[0].tick_params(axis="y", labelleft=False, length=0)
     for one in right:
-        one.spines["left"].set_color(_INK)
+        one.spines["left"].set_color(INK)
     for one in right[1:]:
         one.yaxis.tick_right()
         one.yaxis.set_label_position("right")
@@ -305,56 +341,9 @@ def _dress(axes: Axes) -> None:
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color("#B0B0B0")
-    axes.tick_params(colors=_INK, length=3, color="#B0B0B0", labelsize=9)
-    axes.xaxis.label.set_color(_INK)
-    axes.yaxis.label.set_color(_INK)
-
-
-def _label_right(axes: Axes, labels: list[_Label]) -> None:
-    """Write the labels beside the right border, moved apart until none touches another."""
-    low, high = axes.get_ylim()
-    height = axes.get_figure().get_size_inches()[1] * 0.62 * 72  # type: ignore[union-attr]  # points, about
-    gap = (_LABEL_SIZE * 1.45) / height * (high - low)
-    labels = sorted((label for label in labels if np.isfinite(label.y)), key=lambda label: label.y)
-    for label, y in zip(labels, _spread_out([label.y for label in labels], gap, low, high), strict=True):
-        axes.annotate(
-            label.text,
-            (1.0, label.y),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(1.035, y),
-            textcoords=axes.get_yaxis_transform(),
-            color=label.colour,
-            fontsize=_LABEL_SIZE,
-            fontweight="bold" if label.bold else "normal",
-            va="center",
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": label.colour,
-                "lw": 0.6,
-                "shrinkA": 2,
-                "shrinkB": 0,
-                "relpos": (0, 0.5),
-            },
-        )
-
-
-def _spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions at least `gap` apart and as near as may be to those wanted (rising); inside [low, high] if they fit."""
-    groups: list[list[float]] = []  # each: sum of (wanted - offset), members; a group sits together, a gap apart
-    for y in wanted:
-        groups.append([y, 1])
-        while len(groups) > 1:
-            (sum_a, n_a), (sum_b, n_b) = groups[-2], groups[-1]
-            if sum_b / n_b - (sum_a / n_a + n_a * gap) >= 0:
-                break
-            groups[-2:] = [[sum_a + sum_b - n_b * n_a * gap, n_a + n_b]]
-    placed = [total / n + i * gap for total, n in groups for i in range(int(n))]
-    for i in range(len(placed)):  # up from the floor, then down from the ceiling
-        placed[i] = max(placed[i], low if i == 0 else placed[i - 1] + gap)
-    for i in reversed(range(len(placed))):
-        placed[i] = min(placed[i], high if i == len(placed) - 1 else placed[i + 1] - gap)
-    return placed
+    axes.tick_params(colors=INK, length=3, color="#B0B0B0", labelsize=9)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
 
 
 def _mean(lines: Sequence[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:
@@ -363,53 +352,6 @@ def _mean(lines: Sequence[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, F
     steps = np.unique(np.concatenate([x for x, _ in lines]))
     steps = steps[(steps >= first) & (steps <= last)]
     return steps, np.mean([np.interp(steps, x, y) for x, y in lines], axis=0)
-
-
-def _ticks(first: float, last: float, fraction: float) -> list[float]:
-    """0 and round numbers up to the end, no nearer to each other than a share of the axis."""
-    decades = 10.0 ** np.arange(np.floor(np.log10(first)), np.ceil(np.log10(last)) + 1)
-    rounds = np.unique(np.concatenate([m * decades for m in (1, 2, 5)]))
-    apart = fraction * np.log1p(last / first)
-    ticks = [0.0]
-    for value in [first, *rounds[(rounds > first) & (rounds < last)]]:
-        room_left = np.log1p(value / first) - np.log1p(ticks[-1] / first)
-        room_right = np.log1p(last / first) - np.log1p(value / first)
-        if room_left >= apart and room_right >= apart:
-            ticks.append(float(value))
-    return [*ticks, last]
-
-
-def _count(value: float) -> str:
-    """1500 -> 1.5k."""
-    for size, suffix in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{suffix}"
-    return f"{value:.3g}"
-
-
-def _amount(value: float) -> str:
-    """A score or a return, as precise as can be read off a picture."""
-    return f"{value:,.0f}" if abs(value) >= 20 else f"{value:.2g}"
-
-
-def _headings(figure: Figure, title: str, subtitle: str) -> None:
-    """Title and subtitle above the panels, broken into lines that fit; the panels keep below them."""
-    height = float(figure.get_size_inches()[1])
-    top = 0.12
-    for words, size, weight, colour in ((title, 12.0, "bold", _INK), (subtitle, 9.0, "normal", _GREY)):
-        line: Text | None = None
-        for word in words.split():
-            if line:
-                before = line.get_text()
-                line.set_text(f"{before} {word}")
-                if line.get_window_extent().x1 <= figure.bbox.width * 0.988:
-                    continue
-                line.set_text(before)
-            line = figure.text(0.012, 1 - top / height, word, size=size, weight=weight, color=colour, va="top")
-            top += size * 1.4 / 72
-    engine = figure.get_layout_engine()
-    assert isinstance(engine, ConstrainedLayoutEngine)
-    engine.set(rect=(0.0, 0.0, 1.0, 1 - (top + 0.02) / height))
 
 
 def _save(figure: Figure, path: Path) -> Path:

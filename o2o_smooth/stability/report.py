@@ -1,123 +1,37 @@
-"""From the evaluations of runs to curves, and from curves to a table with a row an arm."""
+"""From curves to a table with a row an arm, and what has to be said beside it."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from o2o_smooth.errors import DataError, O2OError
+from o2o_smooth.errors import DataError
+from o2o_smooth.stability.curves import Curve, PretrainCurve, Unit, read_curves, read_pretraining
 from o2o_smooth.stability.metrics import RECOVERY_MARGIN, null_dip_from_std, stability_metrics
+from o2o_smooth.stability.origin import AND, Origin, check_comparable, offline_data
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-FloatArray = NDArray[np.float64]
-Unit = Literal["score", "return"]
-
-EVALUATIONS = "evaluations.jsonl"
-MANIFEST = "manifest.json"
+__all__ = [
+    "DROP_MARGIN",
+    "Curve",
+    "PretrainCurve",
+    "Unit",
+    "arm_table",
+    "read_curves",
+    "read_pretraining",
+    "render_table",
+    "rich_table",
+    "switch_line",
+    "table_note",
+]
 
 DROP_MARGIN = 8.0
 """Points by which a dip must exceed its null dip to count as a drop: two names of one algorithm (an A/A test, 4 seeds)
 differed by up to 4.9 points of dip, so less than this is noise."""
-
-
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """One seed's evaluations from the switch on."""
-
-    run: str
-    """Name of the run it belongs to."""
-    arm: str
-    """What was done at the switch: the name under which seeds are put together."""
-    seed: int
-    """The seed."""
-    env_steps: FloatArray
-    """(N,) environment steps since the switch, rising; the first is 0."""
-    scores: FloatArray
-    """(N,) mean of each evaluation, in `unit`."""
-    unit: Unit = "score"
-    """Normalised scores (0 random, 100 reference), or plain returns where the task has no reference."""
-    spread: FloatArray | None = None
-    """(N,) standard deviation over the episodes of each evaluation, in `unit`; None where not known."""
-    episodes: NDArray[np.int64] | None = None
-    """(N,) episodes behind each evaluation; None where not known."""
-
-
-@dataclass(frozen=True, eq=False)
-class PretrainCurve:
-    """One seed's evaluations before the switch."""
-
-    run: str
-    """Name of the run it belongs to."""
-    seed: int
-    """The seed."""
-    updates: FloatArray
-    """(N,) offline updates so far, rising."""
-    scores: FloatArray
-    """(N,) mean of each evaluation, in `unit`."""
-    unit: Unit = "score"
-    """As in `Curve`."""
-
-
-def read_curves(run_dir: Path, arm: str | None = None) -> list[Curve]:
-    """The curves of a run folder, one a seed, from the switch on; none where the switch was not reached.
-
-    Where any row of the run lacks a normalised score, all its curves are in returns, and `unit` says so. An evaluation
-    that was written twice (a run that was resumed) counts once, as it was written last.
-
-    Args:
-        run_dir: A folder with `evaluations.jsonl`.
-        arm: Name of the arm; where None the `arm` of the manifest if it has one, or else the folder's name.
-
-    Raises:
-        O2OError: The file is absent or broken, or a seed has online evaluations but none at the switch.
-    """
-    rows = _read_rows(run_dir)
-    unit, scale = _unit(rows)
-    arm = _arm_name(run_dir) if arm is None else arm
-    curves = []
-    for seed, mine in _by_seed(row for row in rows if row["phase"] in ("switch", "online")).items():
-        points = {float(row["env_steps"]): row for row in mine}
-        if 0.0 not in points:
-            raise O2OError(f"{run_dir / EVALUATIONS}: seed {seed} has no evaluation at the switch (env_steps 0)")
-        ordered = [points[step] for step in sorted(points)]
-        curves.append(
-            Curve(
-                run=run_dir.name,
-                arm=arm,
-                seed=seed,
-                env_steps=np.array(sorted(points)),
-                scores=_values(ordered, unit),
-                unit=unit,
-                spread=_spread(ordered, scale),
-                episodes=_episodes(ordered),
-            )
-        )
-    return curves
-
-
-def read_pretraining(run_dir: Path) -> list[PretrainCurve]:
-    """The evaluations of a run folder before the switch, one curve a seed, in the unit of `read_curves`.
-
-    Raises:
-        O2OError: The file is absent or broken.
-    """
-    rows = _read_rows(run_dir)
-    unit, _ = _unit(rows)
-    curves = []
-    for seed, mine in _by_seed(row for row in rows if row["phase"] == "offline").items():
-        points = {float(row["updates"]): row for row in mine}
-        ordered = [points[update] for update in sorted(points)]
-        curves.append(PretrainCurve(run_dir.name, seed, np.array(sorted(points)), _values(ordered, unit), unit))
-    return curves
 
 
 def arm_table(
@@ -125,6 +39,7 @@ def arm_table(
     *,
     budget: float | None = None,
     null_dips: Mapping[str, float] | None = None,
+    mix_provenance: bool = False,
 ) -> list[dict[str, Any]]:
     """A row an arm, in the order given, of plain Python values.
 
@@ -132,25 +47,34 @@ def arm_table(
     `null_dip` (mean over seeds, None where the spread of the episodes is not known); `dropped` (seeds whose dip exceeds
     their null dip by more than `DROP_MARGIN`) and `recovered` (how many of *those* came back, and stayed for two
     evaluations, to within `RECOVERY_MARGIN` of J0). Returns have no points: there a point is 1 % of the seed's |J0|.
+    `provenance`, `dataset` and `behaviour` (the mean return of the offline data, in `unit`) tell what the arm learned
+    from, None where that is not known; where its seeds had several sets, these are joined, and `behaviour` is a mean.
+
+    Scores learned from data of different provenance are refused, for the sets differ. Arms without a provenance stand
+    beside any: an agent that learned online alone owes its score to the environment, whatever data the others had.
+    Scores that count from different references are refused always.
 
     Args:
         arms: Curves by the name of their arm, at least one each.
         budget: Online steps that count; each curve's last evaluation where None.
         null_dips: The null dip by arm, where it was measured (`null_dip`). Elsewhere it is estimated, per seed, from
             the spread of the episodes at the switch.
+        mix_provenance: Let arms of different provenance share the table all the same; it says so then.
 
     Raises:
-        DataError: An arm without curves, curves of different units, or a curve that has no metrics.
+        DataError: An arm without curves, curves of different units, provenance or references, or a curve that has no
+            metrics.
     """
     units = {curve.unit for curves in arms.values() for curve in curves}
     if len(units) > 1:
         raise DataError("curves in normalised scores and curves in returns cannot share a table")
+    check_comparable(arms, mix_provenance=mix_provenance)
     return [_arm_row(arm, curves, budget, (null_dips or {}).get(arm)) for arm, curves in arms.items()]
 
 
 def render_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of `arm_table` as a markdown table, aligned to be read as plain text too."""
-    cells = [_HEADERS, *(_cells(row) for row in rows)]
+    cells = [_HEADERS, *_cells(rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADERS))]
     lines = ["| " + " | ".join(_pad(text, i, widths[i]) for i, text in enumerate(line)) + " |" for line in cells]
     rule = "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|"
@@ -160,30 +84,44 @@ def render_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def rich_table(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Table:
     """The rows of `arm_table` as a table for a terminal, with the meaning of its columns under it."""
     from rich import box
+    from rich.markup import escape  # names of folders and data are the user's
     from rich.table import Table
 
-    table = Table(title=title, caption=table_note(rows), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    note = escape(table_note(rows))
+    table = Table(title=title, caption=note, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.title_justify = table.caption_justify = "left"
     for i, header in enumerate(_NARROW_HEADERS):
         table.add_column(
             header, justify="left" if i == 0 else "right", no_wrap=i > 0, vertical="bottom", overflow="fold"
         )
-    for row in rows:
-        table.add_row(*_cells(row))
+    for cells in _cells(rows):
+        table.add_row(*map(escape, cells))
     return table
 
 
 def table_note(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What the columns of the table mean, in one paragraph."""
+    """What the arms learned from and what the columns of the table mean, in one paragraph."""
     returns = any(row["unit"] == "return" for row in rows)
     margin = f"{DROP_MARGIN:g} % of |J0|" if returns else f"{DROP_MARGIN:g} points"
     back = f"{RECOVERY_MARGIN:g} % of |J0|" if returns else f"{RECOVERY_MARGIN:g} points"
     return (
-        ("Returns: the task has no reference scores. " if returns else "")
+        _data_note(rows)
+        + ("Returns: the task has no reference scores. " if returns else "")
         + "J0: at the switch. Null dip: what evaluation noise alone would show. Dip, area (mean points below J0), "
         "final: means over seeds; minimum at: median env steps. Dropped: dips that exceed the null dip by over "
         f"{margin}. Recovered: of those, back within {back} of J0."
     )
+
+
+def switch_line(curves: Sequence[Curve]) -> str:
+    """The scores of a run that stopped at the switch, beside its data's own; ± is the deviation over seeds."""
+    first, values = curves[0], np.array([curve.scores[0] for curve in curves])
+    spread = f" ± {_amount(float(values.std(ddof=1)), first.unit)}" if len(values) > 1 else ""
+    seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
+    line = f"{first.unit} at the switch {_amount(float(values.mean()), first.unit)}{spread} ({seeds})"
+    if first.behaviour is None:
+        return line
+    return f"{line}; offline data {_amount(first.behaviour, first.unit)} ({first.provenance or 'provenance not known'})"
 
 
 _HEADERS = ("Arm", "Seeds", "J0", "Null dip", "Dip", "Dip area", "Minimum at", "Final", "Dropped", "Recovered")
@@ -191,7 +129,13 @@ _NARROW_HEADERS = ("Arm", "n", "J0", "Null\ndip", "Dip", "Dip\narea", "Min.\nat"
 """So that ten columns fit in 80 characters."""
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The rows as text; where provenances are mixed, each arm is marked with its own."""
+    mixed = len(_provenances(rows)) > 1
+    return [_row_cells(row, mixed=mixed) for row in rows]
+
+
+def _row_cells(row: Mapping[str, Any], *, mixed: bool) -> tuple[str, ...]:
     """One row as text."""
     dropped, small = row["dropped"], row["unit"] == "return" and abs(row["j0"]) < 100
 
@@ -199,7 +143,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         return f"{value:.2f}" if small else f"{value:.1f}"
 
     return (
-        str(row["arm"]),
+        f"{row['arm']} ({row['provenance']})" if mixed and row["provenance"] else str(row["arm"]),
         str(row["n"]),
         amount(row["j0"]),
         "-" if row["null_dip"] is None else amount(row["null_dip"]),
@@ -210,6 +154,42 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         "-" if row["null_dip"] is None else f"{dropped} of {row['n']}",
         f"{row['recovered']} of {dropped}" if dropped and row["null_dip"] is not None else "-",
     )
+
+
+def _amount(value: float, unit: Unit) -> str:
+    """A score or a return; small returns keep two digits."""
+    return f"{value:.2f}" if unit == "return" and abs(value) < 100 else f"{value:.1f}"
+
+
+def _data_note(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The offline data behind the rows with their own mean, and which arms learned from which where that differs."""
+    data = offline_data(
+        {
+            row["arm"]: [Origin(provenance=row["provenance"], dataset=row["dataset"], behaviour=row["behaviour"])]
+            for row in rows
+        }
+    )
+    if not data:
+        return ""
+    unit = rows[0]["unit"]
+    parts = [
+        f"{one.name}, mean {unit} {'not known' if one.behaviour is None else _amount(one.behaviour, unit)}"
+        + (f" ({', '.join(one.arms)})" if len(one.arms) < len(rows) else "")
+        for one in data
+    ]
+    mixed = _provenances(rows)
+    warning = f"MIXED PROVENANCE ({', '.join(mixed)}): these scores cannot be compared. " if len(mixed) > 1 else ""
+    return f"{warning}Offline data: {'; '.join(parts)}. "
+
+
+def _provenances(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The provenances that are known, each once."""
+    return list(dict.fromkeys(name for row in rows if row["provenance"] for name in row["provenance"].split(AND)))
+
+
+def _joined(names: Iterable[str | None]) -> str | None:
+    """What all seeds of an arm share, or all that they had."""
+    return AND.join(dict.fromkeys(name for name in names if name is not None)) or None
 
 
 def _pad(text: str, column: int, width: int) -> str:
@@ -237,6 +217,7 @@ def _arm_row(arm: str, curves: Sequence[Curve], budget: float | None, measured: 
             dropped += 1
             recovered += mine.recovery_steps is not None
     known = [value for value in null_dips if value is not None]
+    behaviours = [curve.behaviour for curve in curves if curve.behaviour is not None]
     return {
         "arm": arm,
         "unit": curves[0].unit,
@@ -249,6 +230,9 @@ def _arm_row(arm: str, curves: Sequence[Curve], budget: float | None, measured: 
         "final": float(np.mean([m.final for m in metrics])),
         "dropped": dropped,
         "recovered": recovered,
+        "provenance": _joined(curve.provenance for curve in curves),
+        "dataset": _joined(curve.dataset for curve in curves),
+        "behaviour": float(np.mean(behaviours)) if behaviours else None,
     }
 
 
@@ -265,71 +249,3 @@ def _estimated_null_dip(curve: Curve, budget: float | None) -> float | None:
         episodes=int(np.median(curve.episodes[after])),
         switch_episodes=int(curve.episodes[0]),
     )
-
-
-def _read_rows(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of `evaluations.jsonl`. A last line without its end is a write that was cut, and not counted."""
-    path = run_dir / EVALUATIONS
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise O2OError(f"{path} cannot be read ({error.strerror}): is {run_dir} a run folder?") from error
-    lines = text.split("\n")[:-1]
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            _ = row["phase"], row["env_steps"], row["updates"], row["seed"], row["return_mean"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise O2OError(f"{path}, line {number} is not an evaluation: {error!r}") from error
-        rows.append(row)
-    return rows
-
-
-def _arm_name(run_dir: Path) -> str:
-    """The manifest's `arm`, or the folder's name."""
-    try:
-        manifest = json.loads((run_dir / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return run_dir.name
-    name = manifest.get("arm") if isinstance(manifest, dict) else None
-    return name if isinstance(name, str) else run_dir.name
-
-
-def _by_seed(rows: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
-    """Rows by seed, seeds rising."""
-    found: dict[int, list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(int(row["seed"]), []).append(row)
-    return dict(sorted(found.items()))
-
-
-def _unit(rows: Sequence[Mapping[str, Any]]) -> tuple[Unit, float | None]:
-    """The unit that all rows have, and how much of it a point of return is (None where that cannot be told)."""
-    known = [row for row in rows if row["return_mean"] is not None]  # an evaluation that came to NaN tells nothing
-    if not known or any(row.get("score") is None for row in known):
-        return "return", 1.0
-    low = min(known, key=lambda row: float(row["return_mean"]))
-    high = max(known, key=lambda row: float(row["return_mean"]))
-    width = float(high["return_mean"]) - float(low["return_mean"])
-    return "score", (float(high["score"]) - float(low["score"])) / width if width > 0 else None
-
-
-def _values(rows: Sequence[Mapping[str, Any]], unit: Unit) -> FloatArray:
-    """The mean of each evaluation; NaN where the run wrote null."""
-    column = "score" if unit == "score" else "return_mean"
-    return np.array([math.nan if row.get(column) is None else float(row[column]) for row in rows])
-
-
-def _spread(rows: Sequence[Mapping[str, Any]], scale: float | None) -> FloatArray | None:
-    """The standard deviations of the evaluations, brought to the unit of their means."""
-    if scale is None or any(row.get("return_std") is None for row in rows):
-        return None
-    return np.array([float(row["return_std"]) * abs(scale) for row in rows])
-
-
-def _episodes(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.int64] | None:
-    """The episodes behind the evaluations."""
-    if any(row.get("episodes") is None for row in rows):
-        return None
-    return np.array([int(row["episodes"]) for row in rows], dtype=np.int64)

@@ -26,9 +26,16 @@ class Evaluation:
     success: NDArray[np.bool_] | None  # (M, episodes); None where the environment reports none
 
     def rows(
-        self, task: Task, *, phase: str, env_steps: int, updates: int, seeds: Sequence[int]
+        self,
+        task: Task,
+        *,
+        phase: str,
+        env_steps: int,
+        updates: int,
+        seeds: Sequence[int],
+        provenance: str | None = None,
     ) -> list[dict[str, object]]:
-        """Lines of evaluations.jsonl, one per member."""
+        """Lines of evaluations.jsonl, one per member; `provenance` is that of the offline data, if there are any."""
         scores = task.score(self.returns)
         return [
             {
@@ -42,6 +49,7 @@ class Evaluation:
                 "score": None if scores is None else float(scores[m].mean()),
                 "length_mean": float(self.lengths[m].mean()),
                 "success": None if self.success is None else float(self.success[m].mean()),
+                "provenance": provenance,
             }
             for m, seed in enumerate(seeds)
         ]

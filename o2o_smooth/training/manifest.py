@@ -15,6 +15,7 @@ import torch
 
 import o2o_smooth
 from o2o_smooth.data.sources import Dataset
+from o2o_smooth.stability.origin import score_block
 from o2o_smooth.training.prepare import Prepared
 
 VERSIONED = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
@@ -24,7 +25,9 @@ _OF_TASK = ("id", "env_id", "domain", "ref_random", "ref_expert", "ref_source")
 def make_manifest(prepared: Prepared) -> dict[str, Any]:
     """The manifest of a run that begins."""
     config, agent, forked = prepared.config, prepared.agent, prepared.forked
-    dataset = forked.dataset if prepared.dataset is None and forked is not None else None
+    dataset = forked.dataset if forked is not None else None  # what a fork learned from, though it read none itself
+    if prepared.dataset is not None:
+        dataset = describe_dataset(prepared.dataset)
     task = {name: value for name, value in asdict(prepared.task).items() if name in _OF_TASK}
     return {
         "format": 1,
@@ -32,7 +35,8 @@ def make_manifest(prepared: Prepared) -> dict[str, Any]:
         "command": sys.argv,
         "config": config.to_dict(),
         "task": {**task, "reward_scale": prepared.reward_map.scale, "reward_shift": prepared.reward_map.shift},
-        "dataset": dataset if prepared.dataset is None else describe_dataset(prepared.dataset),
+        "dataset": dataset,
+        "score": score_block(task, dataset),
         "agent": agent.name,
         "online": agent.online_choice,
         "hyper": agent.config.to_dict(),

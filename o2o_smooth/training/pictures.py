@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from o2o_smooth.errors import O2OError
 from o2o_smooth.smoothing import parse_schedule
+from o2o_smooth.stability.curves import Curve, read_curves, read_pretraining
+from o2o_smooth.stability.origin import Origin, offline_data
 from o2o_smooth.stability.plots import plot_run, plot_switch
-from o2o_smooth.stability.report import Curve, read_curves, read_pretraining
 
 ADAPTIVE = "performance_gate"
 
@@ -42,17 +43,6 @@ def read_weight(run_dir: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]
         return None
     steps = sorted(by_step)
     return np.array(steps), np.array([np.mean(by_step[s]) for s in steps])
-
-
-def behaviour_score(manifest: Mapping[str, Any]) -> dict[str, float]:
-    """The offline data's mean return as a line to draw, in the unit of the curves."""
-    dataset, task = manifest.get("dataset"), manifest["task"]
-    if not dataset:
-        return {}
-    value = float(dataset["return_mean"])
-    if task["ref_random"] is not None:
-        value = 100.0 * (value - task["ref_random"]) / (task["ref_expert"] - task["ref_random"])
-    return {"offline data": value}
 
 
 def ramp_end(manifest: Mapping[str, Any]) -> float | None:
@@ -88,20 +78,23 @@ def draw_run(run_dir: Path) -> Path:
         curves,
         run_dir / "stability.png",
         title=f"{manifest['task']['id']}: {manifest['agent']}{online}",
-        subtitle=_subtitle(manifest),
+        subtitle=_subtitle({"": curves or pretraining}),
         pretraining=pretraining,
-        reference=behaviour_score(manifest),
         weights=read_weight(run_dir) if curves else None,
         unit=curves[0].unit if curves else pretraining[0].unit,
         ramp_end=ramp_end(manifest),
     )
 
 
-def draw_arms(arms: Mapping[str, Path], path: Path, *, title: str) -> dict[str, list[Curve]]:
+def draw_arms(
+    arms: Mapping[str, Path], path: Path, *, title: str, mix_provenance: bool = False
+) -> dict[str, list[Curve]]:
     """Draw several arms of one comparison into one picture; returns their curves.
 
     Raises:
         O2OError: A folder is not a run.
+        DataError: Arms that learned from data of different provenance, unless `mix_provenance` lets them; arms whose
+            scores count from different references.
     """
     curves = {
         name: [curve for curve in read_curves(folder, arm=name) if len(curve.env_steps) > 1]
@@ -111,24 +104,32 @@ def draw_arms(arms: Mapping[str, Path], path: Path, *, title: str) -> dict[str, 
     if bare:
         raise O2OError(f"{arms[bare[0]]} has no evaluations after the switch")
     manifests = {name: read_manifest(folder) for name, folder in arms.items()}
-    first = next(iter(manifests.values()))
     weights = {name: weight for name, folder in arms.items() if (weight := read_weight(folder)) is not None}
     ends = [end for manifest in manifests.values() if (end := ramp_end(manifest)) is not None]
     plot_switch(
         curves,
         path,
         title=title,
-        subtitle=_subtitle(first),
-        reference=behaviour_score(first),
+        subtitle=_subtitle(curves),
         weights=weights or None,
         unit=next(iter(curves.values()))[0].unit,
         ramp_end=ends[0] if len(set(ends)) == 1 else None,
+        mix_provenance=mix_provenance,
     )
     return curves
 
 
-def _subtitle(manifest: Mapping[str, Any]) -> str:
-    seeds = len(manifest["seeds"])
-    dataset = manifest.get("dataset")
-    data = f"{dataset['id']} ({dataset['provenance']})" if dataset else "no offline data"
-    return f"{seeds} seed{'s' if seeds > 1 else ''}; data: {data}"
+def _subtitle(arms: Mapping[str, Sequence[Origin]]) -> str:
+    """Seeds and offline data of the arms; which arm learned from which where that differs."""
+    counts = sorted({len(curves) for curves in arms.values()})
+    seeds = f"{counts[0]} seed{'s' if counts != [1] else ''}"
+    if len(counts) > 1:
+        seeds = f"{counts[0]} to {counts[-1]} seeds"
+    data = offline_data(arms)
+    if not data:
+        return f"{seeds}; no offline data"
+    without = [arm for arm in arms if not any(arm in one.arms for one in data)]
+    if len(data) == 1 and not without:
+        return f"{seeds}; data: {data[0].name}"
+    each = [f"{one.name} for {', '.join(one.arms)}" for one in data]
+    return f"{seeds}; data: " + "; ".join([*each, *([f"none for {', '.join(without)}"] if without else [])])

@@ -18,7 +18,7 @@ from o2o_smooth.errors import CheckpointError, ConfigError
 from o2o_smooth.smoothing.objective import COMPONENTS
 from o2o_smooth.training.checkpoint import SwitchRecord, load_checkpoint
 from o2o_smooth.training.config import RunConfig
-from o2o_smooth.training.progress import ProgressSink
+from o2o_smooth.training.progress import ProgressSink, when_slow
 
 
 @dataclass
@@ -77,7 +77,7 @@ def prepare(config: RunConfig[Any], progress: ProgressSink) -> Prepared:
             dataset=config.dataset,
             provenance=config.provenance,
             action_box=(agent.action_low, agent.action_high),
-            progress=progress.update,
+            progress=when_slow(progress.update),
             log=progress.note,
         )
         check_fits(dataset, agent.obs_dim, agent.action_dim)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -42,6 +42,20 @@ class Silent:
 
     def note(self, text: str) -> None:
         """See `ProgressSink`."""
+
+
+PATIENCE_S = 2.0
+
+
+def when_slow(update: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+    """The same reports, but none of work that is done in a moment."""
+    begun: dict[str, float] = {}
+
+    def report(name: str, done: int, total: int) -> None:
+        if time.monotonic() - begun.setdefault(name, time.monotonic()) >= PATIENCE_S:
+            update(name, done, total)
+
+    return report
 
 
 @dataclass

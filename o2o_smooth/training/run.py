@@ -29,6 +29,7 @@ from o2o_smooth.training.checkpoint import SwitchRecord, inherited, save_checkpo
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.evaluate import Evaluation, Evaluator
 from o2o_smooth.training.manifest import describe_dataset, make_manifest, now
+from o2o_smooth.training.online_data import write_online
 from o2o_smooth.training.prepare import Prepared, prepare
 from o2o_smooth.training.progress import ProgressSink, Silent
 from o2o_smooth.training.seeding import Stream, env_seeds, generator
@@ -96,11 +97,12 @@ class Run:
         if config.overwrite and self.out.is_dir():
             shutil.rmtree(self.out)
         manifest = make_manifest(self.prepared)
+        self.origin: dict[str, Any] = manifest["score"]
         # Sinks that the user asked for and that are not installed are an error before anything is written.
         sinks = open_sinks(
             self.out,
             name=self.out.name,
-            config=manifest["config"],
+            config={**manifest["config"], "dataset_used": manifest["dataset"], "score": manifest["score"]},
             seeds=self.seeds,
             wandb=config.wandb,
             tensorboard=config.tensorboard,
@@ -117,9 +119,10 @@ class Run:
             )
             if self.dataset is not None:
                 self.offline_rows = ReplayBuffer.from_transitions(
-                    self.reward_map.apply(self.dataset.transitions),
+                    self.dataset.transitions,
                     self.members,
                     discount=self.agent.config.discount,
+                    reward_map=self.reward_map,
                     device=self.agent.device,
                 )
             if config.online_steps > 0:
@@ -163,7 +166,7 @@ class Run:
             if every and update % every == 0 and update < config.offline_updates:
                 self._evaluate("offline", 0, index=update, episodes=config.evaluation.eval_episodes)
         evaluation = self._run_evaluation(ONLINE_EVALUATIONS, config.evaluation.switch_episodes)
-        rows = evaluation.rows(self.task, phase="switch", env_steps=0, updates=agent.updates, seeds=self.seeds)
+        rows = self._rows(evaluation, "switch", 0)
         return SwitchRecord(
             task=self.task.id,
             dataset=None if self.dataset is None else describe_dataset(self.dataset),
@@ -256,6 +259,15 @@ class Run:
         finally:
             collector.close()
         save_checkpoint(self.out / "checkpoints" / "final", agent, record, controller.state_dict())
+        if config.save_online:
+            write_online(
+                self.out,
+                self.online_rows,
+                self.seeds,
+                num_envs=n,
+                reward_map=self.reward_map,
+                record={"task": self.task.id, "provenance": "generated", "made_by": f"online steps of {agent.name}"},
+            )
 
     def _online_update(self, mix: Mix) -> Metrics:
         """One update after the switch; draws only the rows that some live objective sees."""
@@ -301,15 +313,26 @@ class Run:
 
     def _evaluate(self, phase: str, env_steps: int, *, index: int, episodes: int) -> str:
         evaluation = self._run_evaluation(index, episodes)
-        rows = evaluation.rows(
-            self.task, phase=phase, env_steps=env_steps, updates=self.agent.updates, seeds=self.seeds
-        )
+        rows = self._rows(evaluation, phase, env_steps)
         for row in rows:
             self.tracker.evaluation(row)
-        scores = [row["score"] for row in rows]
-        if scores[0] is None:
-            return f"return {evaluation.returns.mean():.1f}"
-        return f"score {np.mean(np.array(scores, dtype=float)):.1f}"
+        scores = self.task.score(evaluation.returns)
+        unit, mean = ("return", evaluation.returns.mean()) if scores is None else ("score", scores.mean())
+        data = self.origin[f"behaviour_{unit}"]
+        policy, behaviour = (f"{x:.{0 if abs(x) >= 1000 else 1}f}" for x in (mean, 0.0 if data is None else data))
+        if data is None or self.label:  # beside an arm's name 80 columns have no room for it
+            return f"{unit} {policy}"
+        return f"{unit} {policy} (data {behaviour})"
+
+    def _rows(self, evaluation: Evaluation, phase: str, env_steps: int) -> list[dict[str, Any]]:
+        return evaluation.rows(
+            self.task,
+            phase=phase,
+            env_steps=env_steps,
+            updates=self.agent.updates,
+            seeds=self.seeds,
+            provenance=self.origin["provenance"],
+        )
 
     def _log_metrics(self, phase: str, env_steps: int, info: Metrics, signals: Sequence[Mapping[str, float]]) -> None:
         now = time.perf_counter()

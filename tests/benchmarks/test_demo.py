@@ -39,6 +39,11 @@ def test_demo_ends_with_a_table_and_a_picture(tmp_path: Path, monkeypatch: pytes
         assert arm in results
     assert "o2o-smooth demo --seeds 0 1" in results
     assert "torch" in results
+    dataset = "o2o-smooth/pointmaze/umaze-dense-v0 (generated"
+    assert f"Data: {dataset} by a script, not D4RL's file)" in results
+    assert "(measured: uniform policy and scripted controller" in results
+    assert f"Offline data: {dataset}), mean score " in results
+    assert "(generated), mean score" in " ".join(shown.split())
     switch = []
     for folder in ("jump", "jump-mixed-batch", "linear", "performance-gate"):
         rows = [json.loads(line) for line in (base / folder / "evaluations.jsonl").read_text().splitlines()]

@@ -1,5 +1,6 @@
 """The picture: written whole, without global state, with no text upon text."""
 
+import dataclasses
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from o2o_smooth.errors import DataError
 from o2o_smooth.stability import plots
-from o2o_smooth.stability.plots import _spread_out, _ticks, plot_run, plot_switch
-from o2o_smooth.stability.report import Curve, PretrainCurve
+from o2o_smooth.stability.curves import Curve, PretrainCurve
+from o2o_smooth.stability.lettering import spread_out, ticks
+from o2o_smooth.stability.plots import plot_run, plot_switch
 
 STEPS = np.array([0, 250, 500, 1000, 2000, 4000, 6000, 8000], dtype=float)
 
@@ -138,6 +141,75 @@ def test_seeds_evaluated_at_other_steps_are_averaged_on_their_lines(tmp_path: Pa
     assert np.asarray(thick.get_ydata()).tolist() == [0, 15, 30]
 
 
+def learned_from(provenance: str | None, dataset: str, behaviour: float | None, final: float = 50) -> list[Curve]:
+    return [
+        dataclasses.replace(curve, provenance=provenance, dataset=dataset, behaviour=behaviour)
+        for curve in arms({"a": final})["a"]
+    ]
+
+
+def words(figure: Figure) -> list[str]:
+    """The names beside the lines."""
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def levels(figure: Figure) -> list[float]:
+    """Heights of the horizontal lines."""
+    lines = [np.asarray(line.get_ydata(), dtype=float) for line in figure.axes[0].lines]
+    return [float(y[0]) for y in lines if len(y) == 2]
+
+
+def test_the_datas_own_mean_is_a_line_once_for_each_set(tmp_path: Path, drawn: list[Figure]) -> None:
+    one = {"jump": learned_from("own", "x", 44.0), "linear": learned_from("own", "x", 44.0)}
+    plot_switch(one, tmp_path / "a.png", title="a")
+    assert "offline data  44" in words(drawn[0])
+    assert levels(drawn[0]).count(44.0) == 1
+    two = {**one, "gate": learned_from("own", "y", 30.0), "sac": learned_from(None, "z", None)}
+    plot_switch(two, tmp_path / "b.png", title="b")
+    assert {"data of jump and 1 more  44", "data of gate  30"} <= set(words(drawn[1]))
+    assert {44.0, 30.0} <= set(levels(drawn[1]))
+    assert overlaps(drawn[1]) == []
+
+
+def test_data_far_from_the_curves_are_named_and_do_not_flatten_them(tmp_path: Path, drawn: list[Figure]) -> None:
+    for i, value in enumerate((-5000.0, 5000.0)):
+        plot_switch({"a": learned_from("own", "x", value)}, tmp_path / "a.png", title="a")
+        low, high = drawn[i].axes[0].get_ylim()
+        assert -10 < low < high < 80
+        assert value not in levels(drawn[i])
+        assert f"offline data  {value:,.0f} ({'below' if value < 0 else 'above'} the axis)" in words(drawn[i])
+        assert overlaps(drawn[i]) == []
+
+
+def test_data_a_little_beyond_the_curves_are_still_a_line_inside(tmp_path: Path, drawn: list[Figure]) -> None:
+    plot_switch({"a": learned_from("own", "x", 80.0)}, tmp_path / "a.png", title="a")
+    low, high = drawn[0].axes[0].get_ylim()
+    assert low < 80.0 < high
+    assert 80.0 in levels(drawn[0])
+
+
+def test_pretraining_alone_is_drawn_beside_its_data(tmp_path: Path, drawn: list[Figure]) -> None:
+    pre = [
+        PretrainCurve("r", s, np.linspace(0, 20_000, 5), np.linspace(s, 48 + s, 5), behaviour=44.0, dataset="x")
+        for s in (0, 1)
+    ]
+    plot_run([], tmp_path / "a.png", title="a", pretraining=pre)
+    assert words(drawn[0]) == ["offline data  44"]
+
+
+def test_pictures_of_mixed_provenance_are_refused_or_say_so(tmp_path: Path, drawn: list[Figure]) -> None:
+    mixed = {"jump": learned_from("minari", "x", 44.0), "linear": learned_from("generated", "y", 30.0)}
+    with pytest.raises(DataError, match="--mix-provenance"):
+        plot_switch(mixed, tmp_path / "a.png", title="a")
+    with pytest.raises(DataError, match="--mix-provenance"):
+        plot_run([*mixed["jump"], *mixed["linear"]], tmp_path / "a.png", title="a")
+    assert not list(tmp_path.iterdir())
+    plot_switch(mixed, tmp_path / "a.png", title="a", subtitle="4 seeds", mix_provenance=True)
+    assert any("MIXED PROVENANCE (minari, generated); 4 seeds" in text.get_text() for text in drawn[0].texts)
+    plot_switch({"jump": mixed["jump"]}, tmp_path / "a.png", title="a", subtitle="4 seeds", mix_provenance=True)
+    assert not any("MIXED" in text.get_text() for text in drawn[1].texts)
+
+
 def test_a_picture_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "stability.png"
     target.write_bytes(b"the old one")
@@ -183,17 +255,17 @@ def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:
 
 def test_labels_keep_their_distance_and_their_order() -> None:
     wanted = [10.0, 10.5, 11.0, 40.0, 59.9]
-    placed = _spread_out(wanted, 5.0, 0.0, 60.0)
+    placed = spread_out(wanted, 5.0, 0.0, 60.0)
     assert all(b - a >= 5 - 1e-9 for a, b in pairwise(placed))
     assert placed[1] == pytest.approx(10.5)
     assert placed[3:] == [40.0, 59.9]
-    assert _spread_out([0.0, 0.0, 0.0], 5.0, 0.0, 60.0) == [0, 5, 10]
+    assert spread_out([0.0, 0.0, 0.0], 5.0, 0.0, 60.0) == [0, 5, 10]
 
 
 @pytest.mark.parametrize(("first", "last"), [(250.0, 8000.0), (250.0, 1e6), (64.0, 3001.0), (1.0, 1.0)])
 def test_ticks_begin_at_the_switch_and_end_with_the_budget(first: float, last: float) -> None:
-    ticks = _ticks(first, last, 0.075)
-    assert ticks[0] == 0
-    assert ticks[-1] == last
-    assert ticks == sorted(set(ticks))
-    assert len(ticks) <= 14
+    found = ticks(first, last, 0.075)
+    assert found[0] == 0
+    assert found[-1] == last
+    assert found == sorted(set(found))
+    assert len(found) <= 14

@@ -28,6 +28,7 @@ FIELDS = [
     "score",
     "length_mean",
     "success",
+    "provenance",
 ]
 
 
@@ -185,10 +186,10 @@ def test_rows_have_exactly_the_fields_that_other_tools_read() -> None:
         np.array([[1.0, 3.0], [10.0, 10.0]]), np.array([[4, 8], [5, 6]]), np.array([[True, False], [True, True]])
     )
     task = Task(id="x", env_id="x", ref_random=0.0, ref_expert=20.0)
-    rows = evaluation.rows(task, phase="online", env_steps=250, updates=77, seeds=(5, 9))
+    rows = evaluation.rows(task, phase="online", env_steps=250, updates=77, seeds=(5, 9), provenance="minari")
     assert [list(row) for row in rows] == [FIELDS] * 2
-    assert list(rows[0].values()) == ["online", 250, 77, 5, 2.0, 1.0, 2, 10.0, 6.0, 0.5]
-    assert list(rows[1].values()) == ["online", 250, 77, 9, 10.0, 0.0, 2, 50.0, 5.5, 1.0]
+    assert list(rows[0].values()) == ["online", 250, 77, 5, 2.0, 1.0, 2, 10.0, 6.0, 0.5, "minari"]
+    assert list(rows[1].values()) == ["online", 250, 77, 9, 10.0, 0.0, 2, 50.0, 5.5, 1.0, "minari"]
     assert all(type(value) in (str, int, float) for row in rows for value in row.values())
 
 
@@ -199,3 +200,4 @@ def test_score_and_success_are_null_where_there_is_none() -> None:
     assert list(row) == FIELDS
     assert row["score"] is None
     assert row["success"] is None
+    assert row["provenance"] is None

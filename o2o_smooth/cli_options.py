@@ -1,0 +1,90 @@
+"""Options of the commands: tyro's parser with errors in one line, and a few that are taken by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from o2o_smooth.errors import O2OError
+
+
+def take(arguments: list[str], flag: str) -> tuple[list[str], str | None]:
+    """Remove an option with its value."""
+    rest, value, i = [], None, 0
+    while i < len(arguments):
+        if arguments[i] == flag:
+            if i + 1 >= len(arguments):
+                raise O2OError(f"{flag} needs a value")
+            value, i = arguments[i + 1], i + 2
+        elif arguments[i].startswith(f"{flag}="):
+            value, i = arguments[i].partition("=")[2], i + 1
+        else:
+            rest.append(arguments[i])
+            i += 1
+    return rest, value
+
+
+def peek(arguments: list[str], flag: str) -> str | None:
+    """The value of an option, left where it is."""
+    return take(arguments, flag)[1] if flag in [a.partition("=")[0] for a in arguments] else None
+
+
+def parse(kind: Any, default: Any, arguments: Sequence[str], prog: str, epilog: str = "") -> Any:
+    """Parse with tyro; its boxed errors become one line.
+
+    Raises:
+        O2OError: Bad input.
+    """
+    captured = io.StringIO()
+    help_wanted = any(a in ("-h", "--help") for a in arguments)
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(
+                kind,
+                prog=prog,
+                args=list(arguments),
+                default=default,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as stop:
+        if help_wanted and stop.code in (0, None):
+            print(epilog)
+            raise
+        raise O2OError(_one_line(captured.getvalue(), prog, default)) from None
+
+
+def _one_line(box: str, prog: str, default: Any) -> str:
+    """The first paragraph of one of tyro's boxes."""
+    paragraphs: list[list[str]] = [[]]
+    for raw in box.splitlines():
+        line = raw.strip("│|+ ╭╮╰╯")
+        if re.search("[─-]{6}", line):
+            paragraphs.append([])
+        elif line:
+            paragraphs[-1].append(line)
+    filled = [" ".join(lines) for lines in paragraphs if lines] or ["bad options"]
+    # Where the terminal has no box characters, the title is a paragraph of its own.
+    titled = not box.lstrip().startswith("╭") and len(filled) > 1
+    text = re.sub(r"\s+", " ", filled[1 if titled else 0]).rstrip(". ")
+    text = re.sub(r"^Error parsing [A-Za-z_]+: ", "", text)  # a setting that its own check refused
+    unknown = re.match(r"Unrecognized options: (\S+)", text)
+    if unknown:
+        close = difflib.get_close_matches(unknown[1].rstrip(","), _flags(default), n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        text = f"unknown option {unknown[1].rstrip(',')}{hint}"
+    return f"{text}; {prog} --help shows every option"
+
+
+def _flags(default: Any) -> list[str]:
+    flags: list[str] = []
+    for field in dataclasses.fields(default):
+        inner = getattr(default, field.name)
+        flags += _flags(inner) if dataclasses.is_dataclass(inner) else ["--" + field.name.replace("_", "-")]
+    return flags
