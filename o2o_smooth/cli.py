@@ -153,6 +153,7 @@ def _from_checkpoint(path: str) -> Any:
         agent=agent.name,
         online=agent.online_choice,
         dataset=None if record.dataset is None else record.dataset["id"],
+        provenance=None if record.dataset is None else record.dataset["provenance"],
         pretrained=path,
         seeds=agent.seeds,
         offline_updates=record.offline_updates,

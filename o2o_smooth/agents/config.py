@@ -86,6 +86,9 @@ class AgentConfig:
     """LayerNorm in the actor."""
     normalize_observations: bool = False
     """Normalise observations by the dataset's mean and deviation, frozen at the switch."""
+    normalize_rewards: bool = False
+    """Scale rewards by 1000 / (largest - smallest return of an episode in the data), as IQL does for MuJoCo; frozen at
+    the switch. --reward-scale goes first."""
     actor_lr: float = 3e-4
     """Adam learning rate of the actor."""
     critic_lr: float = 3e-4

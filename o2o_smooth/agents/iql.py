@@ -6,7 +6,8 @@
 
 Online: SAC's or TD3's objective over the same networks, or `same` (classic IQL fine-tuning).
 Deviations: the actor is a tanh-squashed Gaussian with a state-dependent deviation (the original's is state-independent,
-and clipped rather than squashed), because SAC must be able to take it over; all components step at once from the same
+and clipped rather than squashed), because SAC must be able to take it over, and so the likelihood keeps off the border
+of the box (`action_edge`); all components step at once from the same
 parameters.
 """
 
@@ -39,6 +40,9 @@ class IQLConfig(AgentConfig):
     """Expectile of V: 0.5 is SARSA-like, towards 1 it approaches the best action in the data."""
     beta: float = 3.0
     """Inverse temperature of the advantage weights."""
+    action_edge: float = 0.02
+    """The likelihood sees the data's actions no nearer than this to the border of the box. There tanh's inverse runs
+    away, and actions that the simulator clipped would outweigh all others."""
     sac: SACObjectiveConfig = field(default_factory=SACObjectiveConfig)
     """SAC's settings, for `online = "sac"`."""
     td3: TD3ObjectiveConfig = field(default_factory=TD3ObjectiveConfig)
@@ -48,6 +52,7 @@ class IQLConfig(AgentConfig):
         super().__post_init__()
         require_range(self, 0.0, 1.0, "expectile", open_low=True)
         require_range(self, 0.0, 1e6, "beta")
+        require_range(self, 1e-5, 0.5, "action_edge")
 
 
 class IQLObjective:
@@ -101,7 +106,7 @@ class IQLObjective:
     def actor_loss(self, batch: Batch, advantage: Tensor) -> Term:
         """Advantage-weighted regression (eq. 7)."""
         weight = torch.exp(self.config.beta * advantage).clamp(max=MAX_ADVANTAGE_WEIGHT)  # (M, B)
-        log_prob = self.networks.actor.log_prob(batch.obs, batch.action)
+        log_prob = self.networks.actor.log_prob(batch.obs, batch.action, edge=self.config.action_edge)
         loss = -(weight * log_prob).mean(-1)
         info = {"actor/log_prob": log_prob.detach().mean(-1), "actor/advantage": advantage.mean(-1)}
         return Term(loss, info)

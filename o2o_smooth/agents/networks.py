@@ -129,10 +129,10 @@ class Actor(nn.Module):
         pre_tanh = mean + log_std.exp() * noise
         return torch.tanh(pre_tanh), tanh_log_prob(noise, log_std, pre_tanh)
 
-    def log_prob(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Log density of given actions in [-1, 1], (M, B); actions are clipped to +-(1 - 1e-5)."""
+    def log_prob(self, obs: Tensor, action: Tensor, *, edge: float = 1e-5) -> Tensor:
+        """Log density of given actions in [-1, 1], (M, B); actions are clipped to +-(1 - edge)."""
         mean, log_std = self.distribution(obs)
-        pre_tanh = torch.atanh(action.clamp(-ACTION_LIMIT, ACTION_LIMIT))
+        pre_tanh = torch.atanh(action.clamp(edge - 1.0, 1.0 - edge))
         return tanh_log_prob((pre_tanh - mean) * torch.exp(-log_std), log_std, pre_tanh)
 
 

@@ -7,21 +7,23 @@ script: it needs numpy and h5py alone and starts in a moment), and only what sur
 from __future__ import annotations
 
 import contextlib
+import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 
 CACHE_BYTES = 64 * 2**20  # of decompressed chunks; h5py's own 1 MiB would decompress large ones again and again
 SLICE_ROWS = 65_536
+SLICE_BYTES = 64 * 2**20
 LARGEST_RATIO = 1100
 """Deflate cannot do better than 1032 : 1; who claims more lies about the size."""
 LARGEST_CHUNK = 2**30
 SLOWEST = 4 * 2**20  # bytes of a file per second; a reader that needs longer hangs
 LEAST_S = 30.0
+DEEPEST = 8  # groups within groups
 _BUILT_IN = (*range(1, 7), 32000)  # deflate, shuffle, fletcher32, szip, nbit, scale-offset; h5py brings lzf
 _survived: set[tuple[str, int, int]] = set()
 
@@ -39,34 +41,52 @@ def plain(group: Any, name: str) -> Any:
     link = group.get(name, getlink=True)
     if link is None:
         return None
+    label = " ".join(f"{group.name}/{name}".strip("/").split())
     if not isinstance(link, h5py.HardLink):
-        raise Suspect(f"{name} is a link, which is not followed")
+        raise Suspect(f"{label} is a link, which is not followed")
     found = group[name]
     if not isinstance(found, h5py.Dataset):
-        raise Suspect(f"{name} is a {type(found).__name__.lower()}, expected a dataset")
+        raise Suspect(f"{label} is a {type(found).__name__.lower()}, expected a dataset")
     if found.external or found.is_virtual:
-        raise Suspect(f"{name} is kept in another file, which is not read")
+        raise Suspect(f"{label} is kept in another file, which is not read")
     if found.dtype.kind not in "bfiu" or found.dtype.hasobject or found.dtype.itemsize > 8:
-        raise Suspect(f"{name} has dtype {found.dtype}, expected numbers")
+        raise Suspect(f"{label} has dtype {found.dtype}, expected numbers")
+    if found.shape is None:
+        raise Suspect(f"{label} is empty, expected rows")
     properties = found.id.get_create_plist()
     for i in range(properties.get_nfilters()):
         code = properties.get_filter(i)[0]
         if code not in _BUILT_IN:
-            raise Suspect(f"{name} is compressed by filter {code}, which is not built in")
-    stored = found.id.get_storage_size()
-    if found.size and found.nbytes > LARGEST_RATIO * stored:
-        raise Suspect(f"{name} claims shape {found.shape}, but only {stored:,} bytes of it are stored")
-    if stored > Path(group.file.filename).stat().st_size:
-        raise Suspect(f"{name} claims {stored:,} stored bytes, more than the file has: it is truncated")
-    if found.chunks and np.prod(found.chunks, dtype=np.float64) * found.dtype.itemsize > LARGEST_CHUNK:
-        raise Suspect(f"{name} is stored in chunks of {found.chunks}, which are too large to read")
+            raise Suspect(f"{label} is compressed by filter {code}, which is not built in")
+    if found.chunks and math.prod(found.chunks) * found.dtype.itemsize > LARGEST_CHUNK:
+        raise Suspect(f"{label} is stored in chunks of {found.chunks}, which are too large to read")
+    _check_stored(label, found, compressed=properties.get_nfilters() > 0)
     return found
+
+
+def _check_stored(label: str, found: Any, *, compressed: bool) -> None:
+    """What a dataset claims must lie in the file: h5py would read as zeros what was never written."""
+    stored = found.id.get_storage_size()
+    claimed = math.prod(found.shape) * found.dtype.itemsize  # found.nbytes overflows
+    if claimed > stored * (LARGEST_RATIO if compressed else 1):
+        raise Suspect(f"{label} claims shape {found.shape}, but only {stored:,} bytes of it are stored")
+    if stored > Path(found.file.filename).stat().st_size:
+        raise Suspect(f"{label} claims {stored:,} stored bytes, more than the file has: it is truncated")
+    if found.chunks and claimed:
+        parts = math.prod(-(-rows // chunk) for rows, chunk in zip(found.shape, found.chunks, strict=True))
+        if found.id.get_num_chunks() != parts:
+            raise Suspect(f"{label} has {found.id.get_num_chunks():,} of {parts:,} chunks: it was not written to its end")
 
 
 def slice_rows(column: Any) -> int:
     """Rows to read at a time: whole chunks of the file, so that none is decompressed twice."""
+    size = max(1, math.prod(column.shape[1:]) * column.dtype.itemsize)
+    most = max(1, min(SLICE_ROWS, SLICE_BYTES // size))
     chunks = getattr(column, "chunks", None)
-    return SLICE_ROWS if not chunks else int(max(chunks[0], SLICE_ROWS // chunks[0] * chunks[0]))
+    if not chunks:
+        return most
+    whole = int(max(chunks[0], most // chunks[0] * chunks[0]))
+    return whole if whole * size <= LARGEST_CHUNK else most
 
 
 def survives(path: Path) -> str | None:
@@ -76,35 +96,50 @@ def survives(path: Path) -> str | None:
     if key in _survived:
         return None
     limit = LEAST_S + stat.st_size / SLOWEST
-    command = [sys.executable, "-I", __file__, str(path)]
+    command = [sys.executable, "-P", "-W", "ignore", __file__, str(path)]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
         return f"reading it does not end within {limit:.0f} s"
     if done.returncode < 0:
         return f"the HDF5 library crashes on it, signal {-done.returncode}"
+    if done.returncode > 0:
+        words = done.stderr.decode(errors="replace").split("\n")
+        return " ".join(next((line for line in reversed(words) if line.strip()), "the reader fails").split())
     _survived.add(key)
     return None
 
 
-def _read(node: Any, depth: int = 0) -> None:
+def _read(node: Any, seen: set[int], depth: int = 0) -> None:
     """Read every dataset of numbers, as the sources do."""
-    for name in ("goal",) if depth == 1 and node.name == "/infos" else node:
-        link = node.get(name, getlink=True)
-        if not isinstance(link, h5py.HardLink) or name == "metadata" or (name == "infos" and depth > 0):
+    try:
+        names = ["goal"] if depth == 1 and node.name == "/infos" else list(node)
+    except Exception as error:
+        sys.exit(f"a table of contents is damaged, {type(error).__name__}: {error}")
+    for name in names:
+        if name == "metadata" or (name == "infos" and depth > 0):
             continue  # nobody reads these
-        if isinstance(node[name], h5py.Group):
-            if depth < 8:
-                _read(node[name], depth + 1)
-            continue
         with contextlib.suppress(Exception):  # one bad dataset is not all; who reads it says what is wrong
-            column = plain(node, name)
-            if column.ndim == 0:
-                column[()]
+            if not isinstance(node.get(name, getlink=True), h5py.HardLink):
                 continue
-            rows = slice_rows(column)
-            for i in range(0, column.shape[0], rows):
-                column[i : i + rows]
+            found = node[name]
+            address = h5py.h5o.get_info(found.id).addr
+            if address in seen:
+                continue  # hard links can make loops
+            seen.add(address)
+            if not isinstance(found, h5py.Group):
+                _read_all(plain(node, name))
+            elif depth < DEEPEST:
+                _read(found, seen, depth + 1)
+
+
+def _read_all(column: Any) -> None:
+    if column.ndim == 0:
+        column[()]
+        return
+    rows = slice_rows(column)
+    for i in range(0, column.shape[0], rows):
+        column[i : i + rows]
 
 
 if __name__ == "__main__":
@@ -112,5 +147,7 @@ if __name__ == "__main__":
         contextlib.suppress(Exception),  # an error is for our own process to find and to explain
         h5py.File(sys.argv[1], "r", rdcc_nbytes=CACHE_BYTES, locking=False) as opened,
     ):
-        dict(opened.attrs)
-        _read(opened)
+        for attribute in opened.attrs:
+            if opened.attrs.get_id(attribute).dtype.kind == "S":
+                opened.attrs[attribute]
+        _read(opened, set())

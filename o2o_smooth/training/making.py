@@ -18,7 +18,6 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from minari.dataset.minari_dataset import parse_dataset_id
 
 from o2o_smooth.agents import SACConfig, load_agent
 from o2o_smooth.data.generate import (
@@ -261,13 +260,8 @@ def _default_id(task: Task, tier: Tier | None, policies: Sequence[str]) -> str:
 
 
 def _check_id(dataset_id: str) -> None:
-    try:
-        parse_dataset_id(dataset_id)
-        if re.fullmatch(r"([A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+-v\d+", dataset_id):
-            return
-    except (ValueError, TypeError):
-        pass
-    raise ConfigError(f"{dataset_id!r} is no Minari id; write NAMESPACE/NAME-vNUMBER, as in mine/hopper/noisy-v0")
+    if not re.fullmatch(r"([A-Za-z0-9_-]{2,}/)*[A-Za-z0-9_-]+-v\d+", dataset_id):
+        raise ConfigError(f"{dataset_id!r} is no Minari id; write NAMESPACE/NAME-vNUMBER, as in mine/hopper/noisy-v0")
 
 
 def _check_storable(task: Task, env: Any) -> None:

@@ -20,6 +20,8 @@ from o2o_smooth.training.checkpoint import SwitchRecord, load_checkpoint
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.progress import ProgressSink, when_slow
 
+RETURN_RANGE = 1000.0
+
 
 @dataclass
 class Prepared:
@@ -93,6 +95,8 @@ def prepare(config: RunConfig[Any], progress: ProgressSink) -> Prepared:
             f"updates; use --regime discard or --schedule jump"
         )
     scale = task.reward_scale if config.reward_scale is None else config.reward_scale
+    if config.hyper.normalize_rewards and config.reward_scale is None:
+        scale *= forked.reward_scale / task.reward_scale if forked is not None else _return_range_scale(dataset)
     shift = task.reward_shift if config.reward_shift is None else config.reward_shift
     if forked is not None and (scale, shift) != (forked.reward_scale, forked.reward_shift):
         raise CheckpointError(
@@ -100,6 +104,15 @@ def prepare(config: RunConfig[Any], progress: ProgressSink) -> Prepared:
             f"this run asks for * {scale:g} + {shift:g}; leave --reward-scale and --reward-shift as they were"
         )
     return Prepared(config, task, dataset, RewardMap(scale, shift), agent, forked, out)
+
+
+def _return_range_scale(dataset: Dataset | None) -> float:
+    """The factor that brings the range of the data's returns to 1000; 1 where all are the same."""
+    if dataset is None:
+        return 1.0
+    returns = dataset.transitions.episode_returns
+    width = float(returns.max() - returns.min())
+    return RETURN_RANGE / width if width > 0 else 1.0
 
 
 def needs_dataset(config: RunConfig[Any]) -> bool:

@@ -120,7 +120,7 @@ class Reference:
         for r in rows(self.batch, m):
             weight = min(math.exp(self.c.beta * self._advantage(m, r)), 100.0)
             mean, std = gaussian(live, m, r["obs"])
-            u = np.arctanh(np.clip(r["action"], -(1 - 1e-5), 1 - 1e-5))
+            u = np.arctanh(np.clip(r["action"], -(1 - self.c.action_edge), 1 - self.c.action_edge))
             losses.append(-weight * log_density(mean, std, u))
         return float(np.mean(losses))
 

@@ -182,6 +182,8 @@ def test_training_takes_no_more_than_its_rounds_and_every_step_is_recorded(tmp_p
         assert sum(len(r) for r in recordings) == 406
         assert [r.finished for r in recordings] == [True] * 2 + [False] * 2
         assert {r.observations.dtype for r in recordings} == {np.dtype(np.float32)}
+    seeds = [r.seed for done in result.rounds for r in done.recordings()]
+    assert len(set(seeds)) == len(seeds)  # no round repeats another's episodes
 
 
 @pytest.mark.parametrize("damage", ["agent.safetensors", "round.json", "npz"])

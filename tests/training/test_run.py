@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from o2o_smooth.agents import AGENTS
+from o2o_smooth.data import from_npz
 from o2o_smooth.errors import CheckpointError, ConfigError, DataError
 from o2o_smooth.smoothing.objective import Mix
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
@@ -382,3 +383,22 @@ def test_interrupted_run_says_so(data: Path, tmp_path: Path, monkeypatch: pytest
         run(small(data, tmp_path / "run"))
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "interrupted"
     assert (tmp_path / "run" / "checkpoints" / "switch" / "run.json").is_file()
+
+
+def test_rewards_are_scaled_by_the_range_of_returns_and_forks_keep_the_scale(data: Path, tmp_path: Path) -> None:
+    hyper = AGENTS["iql"].config_class(hidden_dims=(8, 8), normalize_rewards=True)
+    with np.load(data) as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    (rewards,) = [key for key in arrays if key.startswith("reward")]
+    arrays[rewards][0] -= 100.0  # else all episodes earn the same
+    data = tmp_path / "uneven.npz"
+    np.savez(data, **arrays)
+    out = run(small(data, tmp_path / "run", hyper=hyper))
+    manifest = json.loads((out / "manifest.json").read_text())
+    returns = from_npz(data).transitions.episode_returns
+    scale = 1000.0 / (returns.max() - returns.min())
+    assert manifest["task"]["reward_scale"] == pytest.approx(scale)
+    fork = run(small(data, tmp_path / "fork", hyper=hyper, pretrained=str(out)))
+    assert json.loads((fork / "manifest.json").read_text())["task"]["reward_scale"] == manifest["task"]["reward_scale"]
+    told = run(small(data, tmp_path / "told", hyper=hyper, reward_scale=0.5))
+    assert json.loads((told / "manifest.json").read_text())["task"]["reward_scale"] == 0.5
