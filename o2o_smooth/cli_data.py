@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from o2o_smooth.cli_options import parse, take
+from o2o_smooth.cli_options import parse, peek, take
 from o2o_smooth.errors import DataError, O2OError
 
 USAGE = """\
@@ -37,6 +37,14 @@ examples:
   o2o-smooth data convert D4RL/door/human-v2 --to door-human.hdf5
   o2o-smooth data make --task hopper-medium-replay-v2 --train-steps 300000
 """
+
+
+MAKE = """\
+examples:
+  o2o-smooth data make --task D4RL/pointmaze/large-v2                        # the scripted controller
+  o2o-smooth data make --task hopper-medium-replay-v2 --train-steps 300000   # a tier, from a SAC training of our own
+  o2o-smooth data make --task Pendulum-v1 --policy runs/x --noise 0.1 --id mine/pendulum/noisy-v0
+  o2o-smooth data make --task hopper-medium-v2 --mix a/b-v0=0.3 c/d-v0=0.7 --id mine/hopper/mix-v0"""
 
 
 def data(arguments: list[str]) -> int:
@@ -173,12 +181,18 @@ def _convert(arguments: list[str]) -> int:
 
 
 def _make(arguments: list[str]) -> int:
-    from o2o_smooth.training.making import MakeConfig, make_data
+    from o2o_smooth.training.making import MakeConfig, default_make_config, make_data
     from o2o_smooth.training.progress import show_progress
 
-    config = parse(MakeConfig, MakeConfig(), arguments, "o2o-smooth data make")
-    with show_progress() as progress:
-        made = make_data(config, progress)
+    task = peek(arguments, "--task")
+    default = MakeConfig() if task is None else default_make_config(task)
+    config = parse(MakeConfig, default, arguments, "o2o-smooth data make", MAKE)
+    try:
+        with show_progress() as progress:
+            made = make_data(config, progress)
+    except KeyboardInterrupt:
+        print("interrupted; a training goes on from its last round when the command is given again", file=sys.stderr)
+        return 130
     print(f"made: {made}  (o2o-smooth data info {made})")
     return 0
 

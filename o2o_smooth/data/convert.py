@@ -153,7 +153,9 @@ def _write_minari(dataset_id: str, dataset: Dataset, task: Task | None, record: 
         described |= {"ref_min_score": task.ref_random, "ref_max_score": task.ref_expert}
     try:
         with staged(dataset_id), warnings.catch_warnings(), _environment(task, t) as (env, spaces):
-            warnings.filterwarnings("ignore", message="`(code_permalink|author_email|env|eval_env)` is set to None")
+            warnings.filterwarnings(
+                "ignore", message="`(code_permalink|author_email|eval_env)` is set to None|env_spec is None"
+            )
             made = minari.create_dataset_from_buffers(
                 dataset_id, episodes, env=env, eval_env=env, **spaces, **described
             )
