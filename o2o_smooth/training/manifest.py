@@ -86,6 +86,8 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "transitions": len(dataset.transitions),
         "episodes": len(returns),
         "return_mean": float(returns.mean()),
+        "clipped_actions": dataset.clipped,
+        "actions_outside": dataset.outside,
         "note": dataset.note,
     }
 
