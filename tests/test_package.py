@@ -16,9 +16,9 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # room -> rooms of ours that it may import
 MAY_KNOW = {
     "smoothing": {"smoothing"},
-    "stability": {"stability", "errors"},
+    "stability": {"stability", "errors", "files"},
     "envs": {"envs", "errors"},
-    "data": {"data", "envs", "errors"},
+    "data": {"data", "envs", "errors", "files"},
     "agents": {"agents", "smoothing", "data.batch", "draws", "errors"},
     "training": {"training", "agents", "data", "envs", "smoothing", "stability", "errors", "draws"},
     "benchmarks": {"benchmarks", "training", "agents", "data", "envs", "smoothing", "stability", "errors"},

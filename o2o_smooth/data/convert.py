@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,6 +25,7 @@ from o2o_smooth.data.write import RECORD
 from o2o_smooth.envs.make import make_env
 from o2o_smooth.envs.tasks import Task, find_task, known_tasks
 from o2o_smooth.errors import DataError, EnvError
+from o2o_smooth.files import written_whole
 
 
 def read_any(name: str, task: Task | None, *, progress: Progress | None = None) -> Dataset:
@@ -85,7 +84,7 @@ def convert(dataset: Dataset, to: str, *, task: Task | None = None, overwrite: b
         overwrite: Replace a file that is there. An installed Minari dataset is never replaced.
 
     Raises:
-        DataError: The target exists, or is none of these, or cannot be written.
+        O2OError: The target exists, or is none of these, or cannot be written.
     """
     record = {"provenance": dataset.provenance, "made_by": f"converted from {dataset.id}"}
     if task is not None:
@@ -111,20 +110,8 @@ def convert(dataset: Dataset, to: str, *, task: Task | None = None, overwrite: b
 
 def _write_npz(path: Path, transitions: Transitions) -> None:
     arrays = {name: getattr(transitions, name) for name in FIELDS}
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".o2o-smooth-", suffix=".npz", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        temporary = None
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    with written_whole(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
 
 
 def _write_minari(dataset_id: str, dataset: Dataset, task: Task | None, record: dict[str, Any]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,8 @@ from o2o_smooth.data.arrays import end_at_goal
 from o2o_smooth.data.dataset import KINDS, Dataset
 from o2o_smooth.envs.make import make_env
 from o2o_smooth.envs.tasks import Task
-from o2o_smooth.errors import DataError, O2OError
+from o2o_smooth.errors import O2OError
+from o2o_smooth.files import written_whole
 
 INK, GREY, BAR = "#222222", "#767676", "#0072B2"
 _POINTS = 20_000  # dots of a coverage picture; more only hide each other
@@ -101,7 +100,7 @@ def draw(dataset: Dataset, summary: Summary, path: Path, task: Task | None = Non
     """Draw returns, episode lengths and, of a maze, where the data went.
 
     Raises:
-        DataError: The picture cannot be written.
+        O2OError: The picture cannot be written.
     """
     maze = None if task is None or task.domain not in ("pointmaze", "antmaze") else _maze(task)
     figure = Figure(figsize=(11.0 if maze is not None else 8.0, 3.8), layout=ConstrainedLayoutEngine(w_pad=0.12))
@@ -122,20 +121,8 @@ def draw(dataset: Dataset, summary: Summary, path: Path, task: Task | None = Non
         x=0.01,
         ha="left",
     )
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(suffix=".png", dir=path.parent)
-        os.close(handle)
+    with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        temporary = None
-    except OSError as error:
-        raise DataError(f"cannot write the picture {path}: {error.strerror}") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike, NDArray
 
+from o2o_smooth.files import written_whole
 from o2o_smooth.stability.curves import Curve, PretrainCurve, Unit
 from o2o_smooth.stability.lettering import GREY, INK, LABEL_SIZE, Label, amount, count, headings, label_right, ticks
 from o2o_smooth.stability.origin import Origin, check_comparable, offline_data, provenances
@@ -357,13 +357,8 @@ def _mean(lines: Sequence[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, F
 def _save(figure: Figure, path: Path) -> Path:
     """Write the picture beside its place and move it there."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_whole(path) as temporary:
         figure.savefig(temporary, format=path.suffix.lstrip(".").lower() or "png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

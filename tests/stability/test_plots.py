@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from o2o_smooth.errors import DataError
+from o2o_smooth.errors import DataError, O2OError
 from o2o_smooth.stability import plots
 from o2o_smooth.stability.curves import Curve, PretrainCurve
 from o2o_smooth.stability.lettering import spread_out, ticks
@@ -219,7 +219,7 @@ def test_a_picture_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", cut)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(O2OError, match="disk full"):
         plot_switch(arms({"a": 50}), target, title="a")
     assert target.read_bytes() == b"the old one"
     assert [p.name for p in tmp_path.iterdir()] == ["stability.png"]
