@@ -87,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(o2o_smooth.__version__)
         return 0
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # module:Id, with the module in the current folder
     command = commands.get(arguments[0])
     if command is None:
         close = difflib.get_close_matches(arguments[0], list(commands), n=1)
@@ -133,8 +135,6 @@ def parse_run(arguments: Sequence[str]) -> Any:
     else:
         agent = str(chosen["agent"] or "iql")
         task = str(chosen["task"] or RunConfig.task)
-        if ":" in task:  # module:Id, with the module in the current folder
-            sys.path.insert(0, str(Path.cwd()))
         domain = find_task(task).domain if chosen["task"] or agent in AGENTS else "other"
         default = default_config(task, agent, domain, values, config_file or "")
     hyper = AGENTS[default.agent].config_class
@@ -152,7 +152,7 @@ def _from_checkpoint(path: str) -> Any:
         task=record.task,
         agent=agent.name,
         online=agent.online_choice,
-        dataset=None if record.dataset is None else record.dataset["id"],
+        dataset=None if record.dataset is None else record.dataset.get("source", record.dataset["id"]),
         provenance=None if record.dataset is None else record.dataset["provenance"],
         pretrained=path,
         seeds=agent.seeds,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from o2o_smooth.cli_options import parse, peek, take
-from o2o_smooth.errors import DataError, O2OError
+from o2o_smooth.errors import DataError, EnvError, O2OError
 
 USAGE = """\
 usage: o2o-smooth data COMMAND [OPTIONS]
@@ -130,6 +130,8 @@ def _info(arguments: list[str]) -> int:
         console.print(f"  {key:<20} {value}", soft_wrap=True)
     if (described := _described(name)) is not None:
         console.print(f"  {'description':<20} {described}", soft_wrap=True)
+    if picture is not None and Path(picture).suffix != ".png":
+        raise O2OError(f"--picture {picture}: give a file that ends in .png")
     if wanted:
         path = draw(dataset, summary, Path(picture or f"{_slug(name)}.png"), task)
         console.print(f"picture: {path}", soft_wrap=True)
@@ -143,15 +145,19 @@ def _check(arguments: list[str]) -> int:
     _, task, dataset = _read(arguments, "check")
     fits = ""
     if task is not None:
-        env = make_env(task)
+        try:
+            env = make_env(task)
+        except EnvError as error:
+            print(f"sound: {dataset.note}; not held against task {task.id}: {' '.join(str(error).split())}")
+            return 0
         box: Any = env.action_space
         width: Any = env.observation_space
         env.close()
         check_fits(dataset, width.shape[0], box.shape[0])
-        fits = f"; fits task {task.id}"
-        outside = clip_actions(dataset, box.low, box.high).outside
-        if outside:
-            fits += f"; WARNING: {outside:,} actions lie outside the task's box"
+        counted = clip_actions(dataset, box.low, box.high)
+        fits = f"; fits task {task.id}; {counted.clipped:,} entries of actions at the border of the box or beyond"
+        if counted.outside:
+            fits += f"; WARNING: {counted.outside:,} rows have actions outside of it"
     print(f"sound: {dataset.note}{fits}")
     return 0
 

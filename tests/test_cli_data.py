@@ -32,13 +32,14 @@ def rows(episodes: int = 3, steps: int = 20) -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(0)
     n = episodes * steps
     last = np.arange(n) % steps == steps - 1
+    states = rng.normal(size=(episodes, steps + 1, 3)).astype(np.float32)
     return {
-        "observations": rng.normal(size=(n, 3)).astype(np.float32),
+        "observations": states[:, :-1].reshape(n, 3),
         "actions": rng.uniform(-1, 1, (n, 1)).astype(np.float32),
         "rewards": np.arange(n, dtype=np.float32),
         "terminals": last & (np.arange(n) < steps),
         "timeouts": last & (np.arange(n) >= steps),
-        "next_observations": rng.normal(size=(n, 3)).astype(np.float32),
+        "next_observations": states[:, 1:].reshape(n, 3),
     }
 
 
@@ -58,12 +59,30 @@ def test_every_form_converts_to_every_other_and_back_to_the_same_arrays(
     assert main(["data", "convert", "mine/pendulum/test-v0", "--to", "b.npz"]) == 0
     assert main(["data", "convert", "b.npz", "--to", "c.hdf5"]) == 0
     assert capsys.readouterr().out.count("written: ") == 3
-    # A Minari episode begins where the one before ended, so only D4RL-like sets with made-up successors change there.
-    minari = from_minari("mine/pendulum/test-v0")
-    assert minari.sha256 == from_npz(Path("b.npz")).sha256 == from_hdf5([Path("c.hdf5")]).sha256
-    np.testing.assert_array_equal(minari.transitions.action, first.transitions.action)
-    np.testing.assert_array_equal(minari.transitions.terminated, first.transitions.terminated)
-    np.testing.assert_array_equal(minari.transitions.truncated, first.transitions.truncated)
+    forms = [from_minari("mine/pendulum/test-v0"), from_npz(Path("b.npz")), from_hdf5([Path("c.hdf5")])]
+    assert {form.sha256 for form in forms} == {first.sha256}
+    assert {form.provenance for form in forms} == {"own"}
+
+
+def test_successor_that_is_not_the_next_row_is_a_cut_and_never_changed_in_silence(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jump = rows()["next_observations"]
+    jump[5] += 1.0
+    hdf5(folder / "a.hdf5", next_observations=jump)
+    read = from_hdf5([folder / "a.hdf5"])
+    assert "1 steps without a flag, first row 5" in read.note
+    assert read.transitions.truncated[5]
+    np.testing.assert_array_equal(read.transitions.next_obs, jump)
+    assert main(["data", "convert", "a.hdf5", "--to", "mine/pendulum/test-v0"]) == 0
+    np.testing.assert_array_equal(from_minari("mine/pendulum/test-v0").transitions.next_obs, jump)
+
+
+def test_npz_keeps_its_provenance(folder: Path) -> None:
+    assert main(["data", "make", "--task", "Pendulum-v1", "--tier", "random", "--transitions", "300"]) == 0
+    made = next(p.parent for p in (folder / "minari").glob("**/data")).relative_to(folder / "minari").as_posix()
+    assert main(["data", "convert", made, "--to", "b.npz"]) == 0
+    assert from_npz(Path("b.npz")).provenance == "generated"
 
 
 def test_check_exits_0_on_a_sound_set_and_2_with_one_line_on_a_broken_one(
@@ -201,3 +220,33 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "--train-steps" in text
     assert "examples:" in text
+
+
+SMALL = """--hidden-dims 8 --offline-updates 4 --online-steps 40 --batch-size 8 --switch-episodes 1 --eval-episodes 1
+    --eval-envs 1 --offline-eval-every 0 --eval-every 40 --log-every 20""".split()  # noqa: SIM905
+
+
+def test_run_trains_on_what_another_run_collected_and_is_forked_from_another_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Path, task file and reward scale of the pretraining are found again by its forks."""
+    hdf5(folder / "a.hdf5")
+    (folder / "mine.toml").write_text('id = "mine"\nenv_id = "Pendulum-v1"\nmax_episode_steps = 20\n')
+    assert main(["run", "--task", "mine.toml", "--dataset", "a.hdf5", *SMALL, "--out", "one"]) == 0
+    assert main(["run", "--task", "mine.toml", "--dataset", "one", *SMALL, "--out", "two"]) == 0
+    manifest = json.loads(Path("two/manifest.json").read_text())
+    assert (manifest["dataset"]["provenance"], manifest["dataset"]["transitions"]) == ("generated", 40)
+    assert manifest["task"]["max_episode_steps"] == 20
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    for name in ("one", "two"):
+        arguments = ["run", "--pretrained", f"../{name}", "--online-steps", "40", "--schedule", "linear"]
+        assert main([*arguments, "--out", f"fork-{name}"]) == 0
+        fork = json.loads(Path(f"fork-{name}/manifest.json").read_text())
+        assert (
+            fork["dataset"]["sha256"] == json.loads((folder / name / "manifest.json").read_text())["dataset"]["sha256"]
+        )
+    capsys.readouterr()
+    assert main([*arguments, "--provenance", "d4rl", "--out", "laundered"]) == 2
+    assert "leave --provenance out" in capsys.readouterr().err
+    assert main(["data", "info", "../two", "--no-picture"]) == 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from o2o_smooth.data.batch import Transitions
-from o2o_smooth.data.columns import Progress, Table, fill_all
+from o2o_smooth.data.columns import ROUNDING, Progress, Table, counter, room_for
 from o2o_smooth.data.dataset import FIELDS, Dataset, make_dataset
-from o2o_smooth.data.store import RowStore
+from o2o_smooth.data.store import RowStore, free_memory
 from o2o_smooth.data.suspicion import LARGEST_RATIO
+from o2o_smooth.envs.tasks import Task
 from o2o_smooth.errors import DataError
 
 
@@ -23,8 +25,7 @@ def from_arrays(
     arrays: Mapping[str, NDArray[Any]],
     *,
     id: str = "arrays",
-    horizon: int | None = None,
-    goal_reward: float | None = None,
+    task: Task | None = None,
     provenance: str = "own",
     progress: Progress | None = None,
 ) -> Dataset:
@@ -37,44 +38,43 @@ def from_arrays(
       was cut off has none and is dropped; that of a terminated one is kept, with its own observation as a placeholder
       that `terminated` keeps out of every target;
     * without `timeouts`, an episode ends where a row's successor is not the next row's observation; without both, where
-      it reaches the time limit `horizon`.
+      it reaches the time limit of `task`.
 
     Raises:
         DataError: A key is unknown or missing, an array does not fit, or holds NaN; field and row are named.
     """
     given = {key: np.asarray(array) for key, array in arrays.items()}
-    table = Table(given, horizon=horizon)
-    store = fill_all([table], progress=progress)
-    return finish(id, store, goal_reward, provenance, table.guessed)
+    table = Table(given, horizon=None if task is None else task.max_episode_steps)
+    store = room_for([table])
+    table.fill(store, 0, counter([table], progress))
+    return finish(id, store, task, provenance, table.guessed)
 
 
-def finish(dataset_id: str, store: RowStore, goal_reward: float | None, provenance: str, remark: str = "") -> Dataset:
-    """From filled rows to a dataset that was checked."""
-    if goal_reward is not None:
-        _end_store_at_goal(store, goal_reward)
+def finish(dataset_id: str, store: RowStore, task: Task | None, provenance: str, remark: str = "") -> Dataset:
+    """From filled rows to a dataset that was checked, with episodes and rewards as the task's environment has them."""
+    if task is not None and task.compat == "kitchen":
+        remark += _pay_once(store, len(task.env_kwargs.get("tasks_to_complete", ())))
+    if task is not None and task.goal_reward is not None:
+        _end_store_at_goal(store, task.goal_reward)
     return make_dataset(dataset_id, store.transitions(), provenance, remark)
 
 
 def from_npz(
     path: Path,
     *,
-    horizon: int | None = None,
-    goal_reward: float | None = None,
-    provenance: str = "own",
+    task: Task | None = None,
+    provenance: str | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Read arrays from an .npz file; the keys are those of `from_arrays`.
+    """Read arrays from an .npz file; the keys are those of `from_arrays`, and `provenance`, a text.
 
     Raises:
         DataError: The file is absent or broken, or its arrays are refused.
     """
     try:
-        with path.open("rb") as file:  # opened here: numpy leaves a broken file open
-            _check_sizes(path, file)
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it holds one bare array")
-            arrays = {key: archive[key] for key in archive.files}
+        with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path) as archive:  # of headers that are odd
+            _check_sizes(path, archive)
+            arrays = {info.filename.removesuffix(".npy"): _array(archive, info) for info in archive.infolist()}
     except FileNotFoundError as error:
         raise DataError(f"no dataset file {path}") from error
     except MemoryError as error:
@@ -84,27 +84,39 @@ def from_npz(
     except DataError:
         raise
     except Exception as error:  # whatever numpy, zipfile, zlib or the header's parser make of a broken file
+        if _is_bare(path):
+            raise DataError(f"dataset file {path} holds one bare array, expected an .npz of several") from error
         raise DataError(f"dataset file {path} is broken or no .npz of plain arrays{_reason(error)}") from error
+    told = str(arrays.pop("provenance", "own"))
     try:
-        return from_arrays(
-            arrays, id=str(path), horizon=horizon, goal_reward=goal_reward, provenance=provenance, progress=progress
-        )
+        return from_arrays(arrays, id=str(path), task=task, provenance=provenance or told, progress=progress)
     except DataError as error:
         raise DataError(f"dataset file {path}: {error}") from error
 
 
-def _check_sizes(path: Path, file: Any) -> None:
-    """Refuse an archive that would unpack to more than deflate can hold: nothing of it is unpacked yet."""
-    try:
-        entries = zipfile.ZipFile(file).infolist()
-    except (zipfile.BadZipFile, zlib.error, ValueError):
-        entries = []  # numpy says what is wrong
-    for entry in entries:
-        if entry.file_size > LARGEST_RATIO * max(1, entry.compress_size) + 10_000:
-            raise DataError(
-                f"dataset file {path}: {entry.filename} claims {entry.file_size:,} bytes from {entry.compress_size:,}"
-            )
-    file.seek(0)
+def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse an archive that claims more than deflate or our memory can hold: nothing of it is unpacked yet."""
+    claimed, stored = sum(info.file_size for info in archive.infolist()), path.stat().st_size
+    if claimed > LARGEST_RATIO * stored:
+        raise DataError(f"dataset file {path} claims {claimed:,} bytes of arrays, which {stored:,} bytes cannot hold")
+    free = free_memory()
+    if free is not None and claimed > free:
+        raise MemoryError
+
+
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
+    """One array, read to its end: only then does zipfile hold it against its checksum."""
+    with archive.open(info) as member:
+        array = np.lib.format.read_array(member, allow_pickle=False)
+        if member.read(1):
+            raise ValueError(f"{info.filename} goes on after its array")
+    return np.asarray(array)
+
+
+def _is_bare(path: Path) -> bool:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(6) == b"\x93NUMPY"
+    return False
 
 
 def _reason(error: Exception) -> str:
@@ -131,8 +143,22 @@ def _at_goal(transitions: Transitions, goal_reward: float) -> tuple[NDArray[np.b
     at_goal = transitions.reward >= goal_reward
     begins_at_goal = np.zeros_like(at_goal)
     begins_at_goal[1:] = at_goal[:-1]
-    begins_at_goal[transitions.episode_ends[:-1] + 1] = False
+    ends = transitions.episode_ends[:-1]
+    # D4RL's AntMaze flags every step at the goal as terminal and goes on: they are one end, not episodes of a step.
+    runs = at_goal[ends] & at_goal[ends + 1] & ~transitions.truncated[ends]
+    runs[runs] &= _continues(transitions, ends[runs])
+    begins_at_goal[ends[~runs] + 1] = False
     return at_goal, ~begins_at_goal
+
+
+def _continues(transitions: Transitions, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether the row after each of `rows` goes on where it led; also where its successor is a placeholder."""
+    successor, here, after = (
+        array[index]
+        for array, index in ((transitions.next_obs, rows), (transitions.obs, rows), (transitions.obs, rows + 1))
+    )
+    joined = (np.abs(successor - after) <= ROUNDING * (1.0 + np.abs(after))).all(axis=1)
+    return np.asarray(joined | (successor == here).all(axis=1))
 
 
 def _end_store_at_goal(store: RowStore, goal_reward: float) -> None:
@@ -141,3 +167,19 @@ def _end_store_at_goal(store: RowStore, goal_reward: float) -> None:
     store.terminated |= at_goal
     store.truncated &= ~at_goal
     store.keep(keep)
+
+
+def _pay_once(store: RowStore, subtasks: int) -> str:
+    """D4RL's Kitchen data count the finished subtasks in every step; its environment pays each once, as ours does.
+
+    Told by episodes that earn more than there is to earn; where none does, rewards stay as they are.
+    """
+    transitions = store.transitions()
+    if float(transitions.episode_returns.max()) <= subtasks:
+        return ""
+    start = 0
+    for end in transitions.episode_ends:
+        counts = np.maximum.accumulate(store.reward[start : end + 1])
+        store.reward[start : end + 1] = np.diff(counts, prepend=np.float32(0.0))
+        start = int(end) + 1
+    return "; rewards counted finished subtasks at every step: each is paid once here, as in the environment"

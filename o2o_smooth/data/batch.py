@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from o2o_smooth.errors import DataError
 
 FloatArray = NDArray[np.float32]
+_SLICE = 65_536  # rows at a time, so that no step needs memory for all
 
 
 class Batch(NamedTuple):
@@ -53,6 +54,10 @@ class Transitions:
     """(N, W): the packed rows (`data.store`) that the arrays are views of, where they are."""
 
     def __post_init__(self) -> None:
+        if self.rows is not None and not all(
+            np.may_share_memory(array, self.rows) for array in (self.obs, self.next_obs, self.action, self.reward)
+        ):
+            object.__setattr__(self, "rows", None)  # one of them was replaced
         if self.obs.ndim != 2 or self.action.ndim != 2:
             raise DataError(
                 f"obs and action must have two axes (transitions, features), "
@@ -100,11 +105,20 @@ class Transitions:
     def episode_returns(self) -> NDArray[np.float64]:
         """Undiscounted return of every episode."""
         ends = self.episode_ends
-        totals = np.cumsum(self.reward, dtype=np.float64)[ends]
-        return np.diff(totals, prepend=0.0)
+        starts = np.append(0, ends[:-1] + 1)
+        totals = np.zeros(len(ends))
+        for i in range(0, len(self), _SLICE):  # at once, all rewards would be copied in float64
+            part = self.reward[i : i + _SLICE].astype(np.float64)
+            first, last = np.searchsorted(ends, (i, i + len(part) - 1))
+            totals[first : last + 1] += np.add.reduceat(part, np.maximum(starts[first : last + 1] - i, 0))
+        return totals
 
-    def mc_returns(self, discount: float, reward: FloatArray | None = None) -> FloatArray:
+    def mc_returns(
+        self, discount: float, reward: FloatArray | None = None, *, out: FloatArray | None = None
+    ) -> FloatArray:
         """Discounted return from every step to the end of its episode, (N,), of `reward` (N,) or the recorded ones.
+
+        They are written into `out` if it is given, which may be `reward` itself.
 
         A truncated episode counts what was seen: the tail beyond the cut is unknown and taken as zero, which for
         rewards of one sign makes the value a bound (a lower one where rewards are positive).
@@ -115,7 +129,7 @@ class Transitions:
         order = np.argsort(-lengths, kind="stable")  # longest first: those that still run are always the first k
         ends, lengths = ends[order], lengths[order]
         running = np.zeros(len(ends), dtype=np.float64)
-        returns = np.empty(len(self), dtype=np.float32)
+        returns = np.empty(len(self), dtype=np.float32) if out is None else out
         alive = len(ends)
         for back in range(int(lengths[0])):  # backwards through all episodes at once
             while lengths[alive - 1] <= back:
@@ -129,8 +143,8 @@ class Transitions:
 def first_not_finite(array: NDArray[Any]) -> tuple[int | None, int]:
     """The first row that holds NaN or infinity, and how many do; slice by slice, since datasets can be large."""
     first, count = None, 0
-    for i in range(0, len(array), 65_536):
-        part = array[i : i + 65_536]
+    for i in range(0, len(array), _SLICE):
+        part = array[i : i + _SLICE]
         bad = ~np.isfinite(part.reshape(len(part), -1)).all(axis=1)
         if bad.any():
             first = i + int(bad.argmax()) if first is None else first

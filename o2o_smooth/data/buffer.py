@@ -14,6 +14,7 @@ from torch import Tensor
 from o2o_smooth.data.batch import Batch, FloatArray, Transitions
 from o2o_smooth.data.normalize import RewardMap
 from o2o_smooth.data.store import UNKNOWN_RETURN, row_width
+from o2o_smooth.data.suspicion import SLICE_ROWS
 from o2o_smooth.errors import ConfigError, DataError
 
 
@@ -83,7 +84,10 @@ class ReplayBuffer:
                 transitions.truncated,
             )
         reward_map = reward_map or RewardMap()
-        store[:, -1] = transitions.mc_returns(discount, reward_map(transitions.reward))
+        returns = store[:, -1]
+        for i in range(0, len(store), SLICE_ROWS):  # in place, so that the rewards are not held once more
+            returns[i : i + SLICE_ROWS] = reward_map(transitions.reward[i : i + SLICE_ROWS])
+        transitions.mc_returns(discount, returns, out=returns)
         buffer = cls.__new__(cls)
         buffer.members, buffer.capacity, buffer.shared = members, len(store), True
         buffer.obs_dim, buffer.action_dim = transitions.obs.shape[1], transitions.action.shape[1]

@@ -27,6 +27,7 @@ KEYS = {
     "terminated": ("terminals", "terminated", "terminations"),
     "truncated": ("timeouts", "truncated", "truncations"),
 }
+ROUNDING = 1e-4  # of an observation that was stored twice
 REQUIRED = ("obs", "action", "reward", "terminated")
 
 
@@ -96,15 +97,22 @@ class Table:
 
     def _truncated(self, horizon: int | None) -> NDArray[np.bool_]:
         """Where episodes were cut off; guessed where no column says it."""
-        if "truncated" in self.columns:
-            return _flags("truncated", self.columns["truncated"], self.n)
+        flagged = "truncated" in self.columns
         truncated = np.zeros(self.n, dtype=np.bool_)
+        if flagged:
+            truncated = _flags("truncated", self.columns["truncated"], self.n)
         if "next_obs" in self.columns:
-            obs, successors = self.columns["obs"], self.columns["next_obs"]
-            for i, j in slices(self.n - 1, obs):
-                here = to_float32(np.asarray(obs[i + 1 : j + 1])) != to_float32(np.asarray(successors[i:j]))
-                truncated[i:j] = here.any(axis=1) & ~self.terminated[i:j]
-            self.guessed = "; no timeouts: episode ends guessed where a successor is not the next row"
+            ended = truncated | self.terminated
+            unflagged = self._jumps() & ~ended
+            if not flagged:
+                self.guessed = "; no timeouts: episode ends guessed where a successor is not the next row"
+            elif unflagged.any():
+                self.guessed = (
+                    f"; {int(unflagged.sum()):,} steps without a flag, first row {int(unflagged.argmax())}, have a "
+                    f"successor that is not the next row: taken as cuts"
+                )
+            return truncated | unflagged
+        if flagged:
             return truncated
         if horizon is None:
             raise DataError("there are neither timeouts nor next_observations: where episodes end cannot be told")
@@ -115,8 +123,23 @@ class Table:
         self.guessed = f"; no timeouts: episode ends taken at the task's limit of {horizon} steps"
         return truncated
 
-    def fill(self, store: RowStore, first: int, progress: Progress | None = None) -> None:
-        """Write the transitions into rows `first` and following of a store.
+    def _jumps(self) -> NDArray[np.bool_]:
+        """Where a row's successor is not the next row, by more than rounding."""
+        jumps = np.zeros(self.n, dtype=np.bool_)
+        obs, successors = self.columns["obs"], self.columns["next_obs"]
+        for i, j in slices(self.n - 1, obs):
+            here, there = to_float32(np.asarray(obs[i + 1 : j + 1])), to_float32(np.asarray(successors[i:j]))
+            with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are refused where rows are read
+                jumps[i:j] = (np.abs(here - there) > ROUNDING * (1.0 + np.abs(here))).any(axis=1)
+        return jumps
+
+    @property
+    def entries(self) -> int:
+        """What `fill` reads, in rows of columns."""
+        return self.n * (3 if self.paired else 4)
+
+    def fill(self, store: RowStore, first: int, advance: Callable[[int], None]) -> None:
+        """Write the transitions into rows `first` and following of a store; `advance` is told the entries read.
 
         Raises:
             DataError: NaN or infinity; column and row are named.
@@ -124,14 +147,6 @@ class Table:
         last = first + self.rows
         store.terminated[first:last] = self.terminated[self.keep]
         store.truncated[first:last] = self.truncated[self.keep]
-        done, total = 0, self.n * (3 if self.paired else 4)
-
-        def advance(rows: int) -> None:
-            nonlocal done
-            done += rows
-            if progress is not None:
-                progress(done, total)
-
         store_columns = {"obs": store.obs, "action": store.action, "reward": store.reward[:, None]}
         if not self.paired:
             store_columns["next_obs"] = store.next_obs
@@ -186,21 +201,29 @@ def to_float32(array: NDArray[Any]) -> FloatArray:
         return np.asarray(array, dtype=np.float32)
 
 
-def fill_all(tables: Sequence[Table], *, progress: Progress | None = None) -> RowStore:
-    """One store with the transitions of several recordings, one after the other.
+def room_for(tables: Sequence[Table]) -> RowStore:
+    """One store for the transitions of several recordings, one after the other.
 
     Raises:
-        DataError: They are of different widths, or hold NaN or infinity.
+        DataError: They are of different widths, or there is no room.
     """
     widths = {(table.obs_dim, table.action_dim) for table in tables}
     if len(widths) > 1:
         raise DataError(f"the parts have different widths of observations and actions: {sorted(widths)}")
-    store = RowStore(sum(table.rows for table in tables), *widths.pop())
-    first = 0
-    for table in tables:
-        table.fill(store, first, progress)
-        first += table.rows
-    return store
+    return RowStore(sum(table.rows for table in tables), *widths.pop())
+
+
+def counter(tables: Sequence[Table], progress: Progress | None) -> Callable[[int], None]:
+    """What tells `progress` the entries read so far, of all tables."""
+    done, total = 0, sum(table.entries for table in tables)
+
+    def advance(entries: int) -> None:
+        nonlocal done
+        done += entries
+        if progress is not None:
+            progress(done, total)
+
+    return advance
 
 
 def _collect(columns: Mapping[str, Column], ignore_unknown: bool) -> dict[str, Column]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,11 +16,11 @@ import numpy as np
 from minari.data_collector import EpisodeBuffer
 
 from o2o_smooth.data.batch import Transitions
-from o2o_smooth.data.columns import Progress
+from o2o_smooth.data.columns import ROUNDING, Progress
 from o2o_smooth.data.dataset import FIELDS, KINDS, Dataset
 from o2o_smooth.data.hdf5 import Broken, open_hdf5, published_name, read_record, write_hdf5
 from o2o_smooth.data.installed import is_installed, minari_root, staged
-from o2o_smooth.data.minari_sets import from_minari, is_id, read_metadata
+from o2o_smooth.data.minari_sets import can_be_written, from_minari, is_id, read_metadata
 from o2o_smooth.data.sources import HDF5, is_path, read_path
 from o2o_smooth.data.write import RECORD
 from o2o_smooth.envs.make import make_env
@@ -55,6 +56,7 @@ def task_of(name: str) -> Task | None:
         with open_hdf5(path) as file:
             told.append(str(read_record(file).get("task", "")))
         told += [task.id for task in known_tasks() if path.name == published_name(task)]
+    told += _told_by_run(path)
     folder = path if is_path(name) else minari_root() / name
     if is_id(name) or (folder / "data").is_dir():
         with contextlib.suppress(Broken):  # reading it says what is wrong
@@ -63,6 +65,15 @@ def task_of(name: str) -> Task | None:
         with contextlib.suppress(EnvError):
             return find_task(candidate)
     return None
+
+
+def _told_by_run(path: Path) -> list[str]:
+    """The task of a finished run, which its online data are of."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        return [str(manifest["task"]["id"])]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _told_by_metadata(metadata: dict[str, Any]) -> Iterator[str]:
@@ -94,11 +105,11 @@ def convert(dataset: Dataset, to: str, *, task: Task | None = None, overwrite: b
         if target.exists() and not overwrite:
             raise DataError(f"{target} exists; choose another name, or --overwrite")
         if target.suffix == ".npz":
-            _write_npz(target, dataset.transitions)
+            _write_npz(target, dataset)
         else:
             write_hdf5(target, dataset.transitions, record)
         return str(target)
-    if not is_id(to):
+    if not can_be_written(to):
         raise DataError(
             f"cannot convert to {to!r}: expected a file .hdf5 or .npz, or a Minari id such as mine/door/human-v0"
         )
@@ -108,14 +119,24 @@ def convert(dataset: Dataset, to: str, *, task: Task | None = None, overwrite: b
     return str(minari_root() / to)
 
 
-def _write_npz(path: Path, transitions: Transitions) -> None:
-    arrays = {name: getattr(transitions, name) for name in FIELDS}
+def _write_npz(path: Path, dataset: Dataset) -> None:
+    arrays = {name: getattr(dataset.transitions, name) for name in FIELDS}
+    arrays["provenance"] = np.array(dataset.provenance)
     with written_whole(path) as temporary:
         np.savez_compressed(temporary, **arrays)
 
 
 def _write_minari(dataset_id: str, dataset: Dataset, task: Task | None, record: dict[str, Any]) -> None:
     t = dataset.transitions
+    inside = np.ones(len(t), dtype=np.bool_)
+    inside[t.episode_ends] = False
+    rows = np.flatnonzero(inside)
+    broken = (np.abs(t.next_obs[rows] - t.obs[rows + 1]) > ROUNDING * (1.0 + np.abs(t.obs[rows + 1]))).any(axis=1)
+    if broken.any():
+        raise DataError(
+            f"the successor of row {rows[broken.argmax()]} of {dataset.id} is not the next row, which a Minari dataset "
+            f"cannot hold; convert to .hdf5 or .npz, or mark the row as truncated"
+        )
     episodes, start = [], 0
     for end in t.episode_ends:
         here = slice(start, end + 1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,9 +68,14 @@ def make_dataset(dataset_id: str, transitions: Transitions, provenance: str, rem
 
 def array_hash(transitions: Transitions) -> str:
     """Hash names, dtypes, shapes and bytes of all fields (SHA-256)."""
+    return hash_columns({name: getattr(transitions, name) for name in FIELDS})
+
+
+def hash_columns(columns: Mapping[str, Any]) -> str:
+    """`array_hash` of arrays, or of an HDF5 file's datasets, by field."""
     digest = hashlib.sha256()
     for name in FIELDS:
-        array = getattr(transitions, name)
+        array = columns[name]
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         for i in range(0, len(array), SLICE_ROWS):
             digest.update(np.ascontiguousarray(array[i : i + SLICE_ROWS]).view(np.uint8).data)

@@ -284,12 +284,6 @@ class Mixture:
     sources: list[dict[str, Any]]
     """Of each dataset: id, sha256, provenance, share, and how many transitions and episodes were taken."""
 
-    @property
-    def provenance(self) -> str:
-        """That of the sources where it is the same, else "generated"."""
-        found = {source["provenance"] for source in self.sources}
-        return str(found.pop()) if len(found) == 1 else "generated"
-
 
 def mix_minari(
     task: Task,

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from o2o_smooth.data import antmaze
 from o2o_smooth.data.arrays import finish
 from o2o_smooth.data.batch import Transitions
-from o2o_smooth.data.columns import KEYS, Progress, Table, fill_all, to_float32
-from o2o_smooth.data.dataset import PROVENANCES, Dataset, array_hash
+from o2o_smooth.data.columns import KEYS, Progress, Table, counter, room_for, to_float32
+from o2o_smooth.data.dataset import FIELDS, PROVENANCES, Dataset, array_hash, hash_columns
+from o2o_smooth.data.store import RowStore
 from o2o_smooth.data.suspicion import CACHE_BYTES, SLICE_ROWS, Suspect, plain, survives
 from o2o_smooth.data.write import RECORD
-from o2o_smooth.envs.tasks import Task
+from o2o_smooth.envs.tasks import WIDER, Task
 from o2o_smooth.errors import DataError
 
 ANTMAZE_WIDTH = 29  # columns of D4RL's AntMaze observations, which lack the goal
@@ -93,29 +94,43 @@ def from_hdf5(
     Raises:
         DataError: A file is absent, broken, lies about its sizes, or holds what is refused; field and row are named.
     """
-    tables, hashes, told = [], [], None
+    tables, told, first = [], None, 0
     with contextlib.ExitStack() as stack:
-        for path in paths:
-            file = stack.enter_context(open_hdf5(path))
+        files = [stack.enter_context(open_hdf5(path)) for path in paths]
+        for path, file in zip(paths, files, strict=True):
             with _named(path):
-                record = read_record(file)
-                told = told or record.get("provenance")
-                hashes.append(record.get("sha256"))
+                told = told or read_record(file).get("provenance")
                 columns = _columns(file)
                 if task is not None:
                     columns = _as_the_task_has_it(task, file, columns)
                 limit = None if task is None else task.max_episode_steps
                 tables.append(Table(columns, horizon=limit, ignore_unknown=True))
         with _named(paths[0]):
-            store = fill_all(tables, progress=progress)
-            if len(hashes) == 1 and hashes[0] is not None and array_hash(store.transitions()) != hashes[0]:
-                raise DataError("its contents do not match the checksum it was written with: copy it again")
+            store = room_for(tables)
+        advance = counter(tables, progress)
+        for path, file, table in zip(paths, files, tables, strict=True):
+            with _named(path):
+                table.fill(store, first, advance)
+                _check_sum(file, store, slice(first, first + table.rows))
+            first += table.rows
+        remark = "".join(dict.fromkeys(table.guessed for table in tables))
+        del tables, table  # their flags are in the store now
     if provenance is None:
         ours = task is not None and paths[0].name == published_name(task)
         provenance = told if told in PROVENANCES else "d4rl" if ours else "own"
-    goal_reward = None if task is None else task.goal_reward
     with _named(paths[0]):
-        return finish(id or str(paths[0]), store, goal_reward, provenance, "".join({t.guessed for t in tables}))
+        return finish(id or str(paths[0]), store, task, provenance, remark)
+
+
+def _check_sum(file: Any, store: RowStore, rows: slice) -> None:
+    """Hold what was read against the checksum of a file that we wrote."""
+    told = read_record(file).get("sha256")
+    if told is None or hash_columns({name: getattr(store, name)[rows] for name in FIELDS}) == told:
+        return
+    # Columns that the task wants otherwise, or an end without a flag: what counts is what the file holds.
+    columns = {name: plain(file, KEYS[name][0]) for name in FIELDS}
+    if any(column is None for column in columns.values()) or hash_columns(columns) != told:
+        raise DataError("its contents do not match the checksum it was written with: copy it again")
 
 
 def write_hdf5(path: Path, transitions: Transitions, record: Mapping[str, Any]) -> None:
@@ -154,7 +169,8 @@ def write_hdf5(path: Path, transitions: Transitions, record: Mapping[str, Any]) 
                 )
                 for i in range(0, len(array), SLICE_ROWS):
                     target[i : i + SLICE_ROWS] = array[i : i + SLICE_ROWS]
-            file.attrs[RECORD] = json.dumps({**record, "sha256": array_hash(transitions)})
+            text = json.dumps({**record, "sha256": array_hash(transitions)})
+            file.attrs[RECORD] = np.bytes_(text)  # of fixed length: a damaged one of another kind can crash the library
         with Path(temporary).open("rb") as written:
             os.fsync(written.fileno())
         Path(temporary).chmod(0o644)
@@ -174,15 +190,22 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     Raises:
         DataError: It is absent or no sound HDF5 file; also for what goes wrong while it is open.
     """
-    if not path.exists():
+    if not os.path.lexists(path):  # which answers where Path.exists raises: names that are too long
         raise DataError(f"no dataset file {path}")
     if not path.is_file():
         raise DataError(f"{path} is no file")
-    try:
+    with _explained(path):
         if (death := survives(path)) is not None:
             raise Broken(f"dataset file {path} is broken ({death}): copy or download it again")
         with h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES, locking=False) as file:
             yield file
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What h5py raises inside is said of this file."""
+    try:
+        yield
     except DataError:
         raise
     except Suspect as error:
@@ -200,10 +223,12 @@ def open_hdf5(path: Path) -> Iterator[Any]:
 def _named(path: Path) -> Iterator[None]:
     """What is refused inside is said of this file."""
     try:
-        yield
+        with _explained(path):
+            yield
     except DataError as error:
-        text = str(error)
-        raise DataError(text if str(path) in text else f"dataset file {path}: {text}") from error
+        if str(path) in str(error):
+            raise
+        raise DataError(f"dataset file {path}: {error}") from error
 
 
 def _columns(file: Any) -> dict[str, Any]:
@@ -219,12 +244,14 @@ def _columns(file: Any) -> dict[str, Any]:
 
 def read_record(file: Any) -> dict[str, Any]:
     """What we wrote about a file; nothing where somebody else wrote it."""
-    text = file.attrs.get(RECORD)
-    if not isinstance(text, str):
+    if RECORD not in file.attrs:
+        return {}
+    held = file.attrs.get_id(RECORD)
+    if held.dtype.kind != "S" or held.shape != ():
         return {}
     try:
-        record = json.loads(text)
-    except ValueError:
+        record = json.loads(file.attrs[RECORD])
+    except (ValueError, RecursionError):
         raise DataError(f"its record ({RECORD}) is broken") from None
     return record if isinstance(record, dict) else {}
 
@@ -254,7 +281,7 @@ def _as_the_task_has_it(task: Task, file: Any, columns: Mapping[str, Any]) -> di
             "use Minari's D4RL/pointmaze sets, or let o2o-smooth make one"
         )
     changed = dict(columns)
-    if task.obs_width is not None and width > task.obs_width:
+    if task.obs_width is not None and width in WIDER:
         for name in ("observations", "next_observations"):
             if name in columns and columns[name].shape == obs.shape:
                 changed[name] = _Mapped(n, task.obs_width, _first_columns(columns[name], task.obs_width), obs.chunks)
@@ -267,8 +294,9 @@ def _first_columns(column: Any, width: int) -> Callable[[slice], NDArray[np.floa
 
 def _in_our_frame(task: Task, file: Any, columns: Mapping[str, Any]) -> dict[str, Any]:
     """D4RL's AntMaze columns as our environment gives observations and takes actions."""
-    infos = file.get("infos", getlink=True)
-    goal = plain(file["infos"], "goal") if isinstance(infos, h5py.HardLink) else None
+    link = file.get("infos", getlink=True)
+    infos = file["infos"] if isinstance(link, h5py.HardLink) else None
+    goal = plain(infos, "goal") if isinstance(infos, h5py.Group) else None
     n = columns["observations"].shape[0]
     if goal is None or goal.shape != (n, 2):
         raise DataError(
@@ -279,16 +307,12 @@ def _in_our_frame(task: Task, file: Any, columns: Mapping[str, Any]) -> dict[str
 
     def observations(name: str) -> Callable[[slice], NDArray[np.float32]]:
         # The goal of a successor is that of its step: a new one comes with the next episode.
-        return lambda key: antmaze.from_d4rl(
-            task, np.asarray(columns[name][key], np.float32), np.asarray(goal[key], np.float32)
-        )
+        return lambda key: antmaze.from_d4rl(task, to_float32(columns[name][key]), to_float32(goal[key]))
 
     for name in ("observations", "next_observations"):
         if name in columns:
             changed[name] = _Mapped(n, ANTMAZE_WIDTH + 2, observations(name), columns[name].chunks)
     actions = columns.get("actions")
     if actions is not None and actions.shape == (n, 8):
-        changed["actions"] = _Mapped(
-            n, 8, lambda key: antmaze.mirror_actions(np.asarray(actions[key], np.float32)), actions.chunks
-        )
+        changed["actions"] = _Mapped(n, 8, lambda key: antmaze.mirror_actions(to_float32(actions[key])), actions.chunks)
     return changed

@@ -29,9 +29,9 @@ def is_installed(dataset_id: str) -> bool:
 def installed_ids() -> list[str]:
     """Ids of what is in the user's Minari folder, sound or not, in order."""
     root = minari_root()
-    found = [folder.parent for folder in root.glob("**/data") if folder.is_dir()]
-    ids = [str(folder.relative_to(root).as_posix()) for folder in found]
-    return sorted(name for name in ids if not name.startswith(".") and "/data" not in name)
+    found = [folder.parent.relative_to(root) for folder in root.glob("**/data") if folder.is_dir()]
+    hidden = [name for name in found if name.parts and (name.parts[0].startswith(".") or "data" in name.parts)]
+    return sorted(name.as_posix() for name in found if name.parts and name not in hidden)
 
 
 @contextlib.contextmanager
@@ -42,8 +42,13 @@ def staged(dataset_id: str, *, replace: bool = False) -> Iterator[Path]:
     process may have been faster), or with `replace` goes when the new one is complete.
     """
     root = minari_root()
-    root.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".o2o-smooth-", dir=root))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".o2o-smooth-", dir=root))
+    except OSError as error:
+        raise DataError(
+            f"cannot write to the Minari folder {root} ({error.strerror}); MINARI_DATASETS_PATH names another one"
+        ) from error
     try:
         with _minari_path(staging):
             yield staging

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import gymnasium as gym
 import h5py
 import minari
 import numpy as np
+from minari.dataset.minari_dataset import parse_dataset_id
 from numpy.typing import NDArray
 
 from o2o_smooth.data.arrays import finish
@@ -22,12 +24,12 @@ from o2o_smooth.data.columns import Progress, to_float32
 from o2o_smooth.data.dataset import PROVENANCES, Dataset
 from o2o_smooth.data.hdf5 import Broken, open_hdf5
 from o2o_smooth.data.installed import GENERATED, is_installed, minari_root
-from o2o_smooth.data.store import RowStore
+from o2o_smooth.data.store import RowStore, memory_limit
 from o2o_smooth.data.suspicion import LARGEST_RATIO, plain
 from o2o_smooth.data.write import RECORD
 from o2o_smooth.envs.compat import kitchen_goal, kitchen_positions
 from o2o_smooth.envs.make import obs_layout
-from o2o_smooth.envs.tasks import Task
+from o2o_smooth.envs.tasks import WIDER, Task
 from o2o_smooth.errors import DataError, EnvError
 
 NAMESPACES = ("D4RL/", "mujoco/")
@@ -35,6 +37,8 @@ NAMESPACES = ("D4RL/", "mujoco/")
 _GENERATED = (GENERATED, "generated/")
 _ID = re.compile(r"([A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-][A-Za-z0-9_.-]*-v\d+")
 _LARGEST_JSON = 64 * 2**20
+_LARGE = 2**26  # bytes; less is not held against what is free
+KITCHEN_WIDTH = 59  # columns of FrankaKitchen's `observation`
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,20 @@ class Layout:
     def rows(self, stored: Any) -> NDArray[np.float32]:
         """(T + 1, O)."""
         if self.goal is not None:
-            positions = kitchen_positions(np.asarray(stored["observation"]))
+            obs = np.asarray(stored["observation"])
+            if obs.ndim != 2 or obs.shape[1] != KITCHEN_WIDTH:
+                raise DataError(f"Kitchen's observation has shape {obs.shape}, expected (steps + 1, {KITCHEN_WIDTH})")
+            positions = kitchen_positions(obs)
             return to_float32(np.concatenate([positions, np.tile(self.goal, (len(positions), 1))], axis=1))
-        parts = [np.asarray(stored)] if self.keys is None else [np.asarray(stored[key]) for key in self.keys]
-        flat = [to_float32(part.reshape(len(part), -1)) for part in parts]
-        return np.concatenate(flat, axis=1)[:, : self.width]
+        parts = [stored] if self.keys is None else [stored[key] for key in self.keys]
+        flat = [to_float32(np.reshape(part, (len(part), -1))) for part in parts]
+        row = np.concatenate(flat, axis=1)
+        return row[:, : self.width] if row.shape[1] in WIDER else row
+
+    @property
+    def stored_keys(self) -> tuple[str, ...] | None:
+        """Entries of a dict that are read; None: the observation is an array already."""
+        return self.keys if self.goal is None else ("observation",)
 
 
 def is_id(text: str) -> bool:
@@ -63,12 +76,20 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None and ".." not in text
 
 
+def can_be_written(text: str) -> bool:
+    """Whether Minari takes a text for the id of a new dataset."""
+    try:
+        parse_dataset_id(text)
+    except ValueError:
+        return False
+    return is_id(text)
+
+
 def from_minari(
     dataset_id: str | Path,
     *,
     task: Task | None = None,
     obs_keys: tuple[str, ...] | None = None,
-    goal_reward: float | None = None,
     provenance: str | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
@@ -76,9 +97,8 @@ def from_minari(
 
     Args:
         dataset_id: Minari id, or the folder of a dataset that lies elsewhere.
-        task: Gives the layout of observations and the reward that ends an episode; the next two arguments go first.
+        task: Gives the layout of observations and the reward that ends an episode; the next argument goes first.
         obs_keys: Dict observations: which entries are concatenated, in order; None takes all in the space's order.
-        goal_reward: See `end_at_goal`; None leaves the episodes as they are.
         provenance: One of `PROVENANCES`; None: what its metadata or its id say.
         progress: Called with (transitions done, transitions in all).
 
@@ -96,14 +116,13 @@ def from_minari(
             raise DataError(f"dataset {name} is not installed in {minari_root()}: minari download {name}")
     if task is not None:
         obs_keys = task.obs_keys if obs_keys is None else obs_keys
-        goal_reward = task.goal_reward if goal_reward is None else goal_reward
     cure = "delete that folder and install the dataset again"
     try:
         metadata = read_metadata(folder)
         store = _read(folder, task, obs_keys, metadata, progress)
         if provenance is None:
             provenance = provenance_of(str(metadata.get("dataset_id", name)), metadata)
-        return finish(name, store, goal_reward, provenance)
+        return finish(name, store, task, provenance)
     except Broken as error:
         raise DataError(
             f"dataset {name} in {folder} cannot be read, it seems broken or incomplete ({error}): {cure}"
@@ -168,20 +187,18 @@ def _read(
     metadata: Mapping[str, Any],
     progress: Progress | None,
 ) -> RowStore:
-    dataset = minari.MinariDataset(folder / "data")
+    total = _check_metadata(folder, metadata)
+    with warnings.catch_warnings(action="ignore"):  # of what gymnasium and minari think of the spaces
+        dataset = minari.MinariDataset(folder / "data")
     layout = layout_of(dataset.observation_space, task, obs_keys)
-    storage = dataset.storage
-    total, episodes = int(storage.total_steps), int(storage.total_episodes)
-    if total < 1 or episodes < 1:
-        raise DataError("it has no episodes")
     store: RowStore | None = None
     row = 0
-    with _episodes(storage) as found:
+    with _episodes(dataset.storage, layout, total) as found:
         for index, episode in enumerate(found):
             obs, action = _check_episode(index, episode, layout)
             steps = len(action)
             if store is None:
-                _check_total(folder, total, obs.shape[1])
+                _check_size(folder, f"{total:,} steps", total * obs.shape[1] / LARGEST_RATIO)
                 store = RowStore(total, obs.shape[1], action.shape[1])
             if row + steps > total or obs.shape[1] != store.obs_dim or action.shape[1] != store.action_dim:
                 raise Broken(
@@ -191,8 +208,8 @@ def _read(
             here = slice(row, row + steps)
             store.obs[here], store.next_obs[here], store.action[here] = obs[:-1], obs[1:], action
             store.reward[here] = to_float32(np.asarray(episode["rewards"]).reshape(steps))
-            store.terminated[here] = np.asarray(episode["terminations"]).astype(np.bool_)
-            store.truncated[here] = np.asarray(episode["truncations"]).astype(np.bool_)
+            store.terminated[here] = _flags(index, "terminations", episode)
+            store.truncated[here] = _flags(index, "truncations", episode)
             if steps:
                 store.truncated[row + steps - 1] |= not store.terminated[row + steps - 1]  # the end is a cut
             row += steps
@@ -209,11 +226,40 @@ def _read(
     return store
 
 
-def _check_total(folder: Path, total: int, width: int) -> None:
-    """The steps that the metadata claim must be in the file: deflate has a limit, and so has what is allocated."""
+def _check_metadata(folder: Path, metadata: Mapping[str, Any]) -> int:
+    """The steps in all, as far as the metadata can be true.
+
+    Without its spaces Minari would make the environment that the metadata name, which is to run whatever they name.
+    """
+    for key in ("observation_space", "action_space"):
+        if not isinstance(metadata.get(key), str):
+            raise Broken(f"its metadata name no {key}")
+    counts = []
+    for key in ("total_episodes", "total_steps"):
+        count = metadata.get(key)
+        if not isinstance(count, int):
+            raise Broken(f"{key} of its metadata is {count!r}, expected a number")
+        counts.append(count)
+    episodes, steps = counts
+    if min(counts) < 1:
+        raise DataError("it has no episodes")
+    _check_size(folder, f"{episodes:,} episodes", episodes)
+    _check_size(folder, f"{steps:,} steps", steps / LARGEST_RATIO)
+    return steps
+
+
+def _check_size(folder: Path, what: str, least: float) -> None:
+    """The files must have the bytes that the metadata's claims need: deflate has a limit, and so has our memory."""
     stored = sum(file.stat().st_size for file in (folder / "data").rglob("*") if file.is_file())
-    if total * width > LARGEST_RATIO * stored:
-        raise Broken(f"its metadata name {total:,} steps, which {stored:,} bytes cannot hold")
+    if least > stored:
+        raise Broken(f"its metadata name {what}, which {stored:,} bytes cannot hold")
+
+
+def _flags(index: int, name: str, episode: Mapping[str, Any]) -> NDArray[np.bool_]:
+    flags: NDArray[Any] = np.asarray(episode[name]).reshape(-1)
+    if not ((flags == 0) | (flags == 1)).all():
+        raise DataError(f"{name} of episode {index} hold values other than 0 and 1")
+    return np.asarray(flags != 0)
 
 
 def _check_episode(index: int, episode: Mapping[str, Any], layout: Layout) -> tuple[Any, Any]:
@@ -229,32 +275,39 @@ def _check_episode(index: int, episode: Mapping[str, Any], layout: Layout) -> tu
 
 
 @contextlib.contextmanager
-def _episodes(storage: Any) -> Iterator[Iterator[Mapping[str, Any]]]:
+def _episodes(storage: Any, layout: Layout, total: int) -> Iterator[Iterator[Mapping[str, Any]]]:
     """The stored episodes in order; from HDF5 without the infos, which take most of the time to read."""
     if storage.FORMAT != "hdf5":
         yield iter(storage.get_episodes(range(storage.total_episodes)))
         return
     with open_hdf5(Path(storage.data_path) / "main_data.hdf5") as file:
-        yield (_episode(file, index) for index in range(storage.total_episodes))
+        yield (_episode(file, index, layout, total) for index in range(storage.total_episodes))
 
 
-def _episode(file: Any, index: int) -> dict[str, Any]:
-    name = f"episode_{index}"
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+def _episode(file: Any, index: int, layout: Layout, total: int) -> dict[str, Any]:
+    group = _group(file, f"episode_{index}")
+    found = {name: _array(group, name, total) for name in ("actions", "rewards", "terminations", "truncations")}
+    if layout.stored_keys is None:
+        return found | {"observations": _array(group, "observations", total)}
+    inner = _group(group, "observations")
+    return found | {"observations": {key: _array(inner, key, total) for key in layout.stored_keys}}
+
+
+def _group(parent: Any, name: str) -> Any:
+    if not isinstance(parent.get(name, getlink=True), h5py.HardLink):
         raise Broken(f"{name} is absent")
-    group = file[name]
-    if not isinstance(group, h5py.Group):
+    if not isinstance(parent[name], h5py.Group):
         raise Broken(f"{name} is no group")
-    wanted = ("observations", "actions", "rewards", "terminations", "truncations")
-    return {part: _arrays(group, part) for part in wanted}
+    return parent[name]
 
 
-def _arrays(group: Any, name: str, depth: int = 0) -> Any:
-    """A dataset's array, or a dict of them; deeper than any observation is a loop."""
-    link = group.get(name, getlink=True)
-    if link is None:
+def _array(group: Any, name: str, total: int) -> NDArray[Any]:
+    """All rows of an episode's dataset, which cannot be more than the dataset has."""
+    found = plain(group, name)
+    if found is None:
         raise Broken(f"{group.name} has no {name}")
-    if isinstance(link, h5py.HardLink) and isinstance(group[name], h5py.Group) and depth < 8:
-        inner = group[name]
-        return {key: _arrays(inner, key, depth + 1) for key in inner}
-    return plain(group, name)[()]
+    if found.ndim == 0 or found.shape[0] > total + 1:
+        raise Broken(f"{group.name}/{name} has shape {found.shape}, and the metadata name {total:,} steps")
+    if found.nbytes > _LARGE and found.nbytes > memory_limit():
+        raise DataError(f"{group.name}/{name} of shape {found.shape} does not fit into memory")
+    return np.asarray(found[()])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ class ArrayPolicy:
                 arrays: dict[str, Any] = {key: archive[key] for key in archive.files}
         except FileNotFoundError:
             raise DataError(f"there is no policy file {path}") from None
-        except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, NotImplementedError) as error:
+        except Exception as error:  # whatever numpy, zipfile and zlib make of a broken file
             raise DataError(f"policy file {path} is broken or no .npz of plain arrays") from error
         depth = sum(f"W{i}" in arrays for i in range(len(arrays)))
         if depth == 0 or any(f"W{i}" not in arrays or f"b{i}" not in arrays for i in range(depth)):
@@ -45,6 +44,12 @@ class ArrayPolicy:
         fits = all(len(s) == 2 for s in sizes) and all(a[0] == b[1] for a, b in itertools.pairwise(sizes))
         if not fits or any(b.shape != (w.shape[0],) for w, b in zip(self._weights, self._biases, strict=True)):
             raise DataError(f"policy file {path}: layers of shapes {sizes} do not fit each other or their biases")
+        for name, known in (("hidden", ("relu", "tanh")), ("output", ("clip", "tanh"))):
+            if str(arrays.get(name, known[0])) not in known:
+                raise DataError(f"policy file {path}: {name} is {arrays[name]}, expected {' or '.join(known)}")
+        for name, wide in (("obs_mean", sizes[0][1]), ("obs_std", sizes[0][1]), ("log_std", sizes[-1][0])):
+            if name in arrays and np.shape(arrays[name]) not in ((), (wide,)):
+                raise DataError(f"policy file {path}: {name} has shape {np.shape(arrays[name])}, expected ({wide},)")
         self._relu = str(arrays.get("hidden", "relu")) == "relu"
         self._squashed = str(arrays.get("output", "clip")) == "tanh"
         self._arrays = arrays

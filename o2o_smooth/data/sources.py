@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from o2o_smooth.data.arrays import from_npz
 from o2o_smooth.data.columns import Progress
-from o2o_smooth.data.d4rl_files import d4rl_file, download_with_d4rl, import_d4rl
+from o2o_smooth.data.d4rl_files import d4rl_file, d4rl_folder, download_with_d4rl, import_d4rl
 from o2o_smooth.data.dataset import PROVENANCES, Dataset, clip_actions
 from o2o_smooth.data.download import download
 from o2o_smooth.data.generate import generated_id, make_pointmaze_dataset
-from o2o_smooth.data.hdf5 import from_hdf5
+from o2o_smooth.data.hdf5 import from_hdf5, published_name
 from o2o_smooth.data.installed import GENERATED, is_installed
 from o2o_smooth.data.minari_sets import from_minari, is_id
 from o2o_smooth.envs.tasks import Task, find_task
@@ -79,7 +79,12 @@ def is_path(text: str) -> bool:
     path = Path(text)
     if is_id(text) and is_installed(text):
         return False
-    return path.suffix in (*HDF5, ".npz", ".npy", ".pkl", ".csv") or path.exists() or text.startswith((".", "/", "~"))
+    if path.suffix in (*HDF5, ".npz", ".npy", ".pkl", ".csv") or text.startswith((".", "/", "~")):
+        return True
+    try:
+        return path.exists()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def read_path(
@@ -94,9 +99,8 @@ def read_path(
     if path.suffix == ".npz":
         return from_npz(
             path,
-            horizon=None if task is None else task.max_episode_steps,
-            goal_reward=None if task is None else task.goal_reward,
-            provenance=provenance or "own",
+            task=task,
+            provenance=provenance,
             progress=progress,
         )
     if path.suffix in HDF5:
@@ -105,7 +109,7 @@ def read_path(
         return from_minari(path, task=task, provenance=provenance, progress=progress)
     online = sorted((path / ONLINE_FOLDER).glob("seed-*.hdf5"), key=_seed)
     if online:
-        return from_hdf5(online, task=task, id=f"{path}/{ONLINE_FOLDER}", provenance=provenance, progress=progress)
+        return from_hdf5(online, task=task, id=str(path), provenance=provenance, progress=progress)
     if (path / "manifest.json").is_file():
         raise DataError(f"run {path} kept no online data: it had no online steps, or ran with --no-save-online")
     if path.exists():
@@ -137,9 +141,13 @@ def fetch(name: str, *, progress: NamedProgress | None = None, log: Callable[[st
     if (file := d4rl_file(task)) is not None:
         say(f"{file} is there already")
         return str(file)
-    if import_d4rl() is not None:
+    if published_name(task) is not None and import_d4rl() is not None:
         return str(download_with_d4rl(task))
-    return _obtain(task, None, progress, say)
+    theirs = [dataset_id for dataset_id in task.dataset_ids if not dataset_id.startswith(GENERATED)]
+    if not theirs:
+        place = "" if published_name(task) is None else f"; D4RL's {published_name(task)} goes into {d4rl_folder()}"
+        raise DataError(f"task {task.id} has no Minari dataset to download{place}")
+    return fetch(theirs[0], progress=progress, log=log)
 
 
 def _download(dataset_id: str, progress: NamedProgress | None, say: Callable[[str], None]) -> None:

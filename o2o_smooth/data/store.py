@@ -23,6 +23,7 @@ MEMORY_VARIABLE = "O2O_SMOOTH_DATA_GIB"
 """Environment variable: GiB of memory that a dataset may take before it is kept on disk; default: half of the free."""
 SCRATCH_VARIABLE = "O2O_SMOOTH_SCRATCH"
 """Environment variable: folder of the files that such datasets are mapped from; default: the temporary folder."""
+CGROUP = Path("/sys/fs/cgroup")
 UNKNOWN_RETURN = -float("inf")  # Monte-Carlo return of a step whose episode has not ended yet
 
 
@@ -107,9 +108,12 @@ def memory_limit() -> int:
     configured = os.environ.get(MEMORY_VARIABLE)
     if configured is not None:
         try:
-            return int(float(configured) * 2**30)
+            gib = float(configured)
         except ValueError:
-            raise DataError(f"{MEMORY_VARIABLE} is {configured!r}, expected a number of GiB") from None
+            gib = -1.0
+        if not gib >= 0:
+            raise DataError(f"{MEMORY_VARIABLE} is {configured!r}, expected a number of GiB")
+        return int(min(gib, 2.0**32) * 2**30)
     free = free_memory()
     return 2**62 if free is None else free // 2
 
@@ -123,11 +127,13 @@ def free_memory() -> int | None:
     except (OSError, ValueError, IndexError):
         pass
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
+        lines = (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+        cache = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))  # goes when needed
         if limit != "max":
-            known.append(max(0, int(limit) - used))
-    except (OSError, ValueError):
+            known.append(max(0, int(limit) - used + cache))
+    except (OSError, ValueError, IndexError):
         pass
     return min(known, default=None)
 

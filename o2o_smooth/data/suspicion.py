@@ -15,7 +15,7 @@ from typing import Any
 
 import h5py
 
-CACHE_BYTES = 64 * 2**20  # of decompressed chunks; h5py's own 1 MiB would decompress large ones again and again
+CACHE_BYTES = 4 * 2**20  # of decompressed chunks, for every column: slices are whole chunks, so few are read twice
 SLICE_ROWS = 65_536
 SLICE_BYTES = 64 * 2**20
 LARGEST_RATIO = 1100
@@ -23,7 +23,6 @@ LARGEST_RATIO = 1100
 LARGEST_CHUNK = 2**30
 SLOWEST = 4 * 2**20  # bytes of a file per second; a reader that needs longer hangs
 LEAST_S = 30.0
-DEEPEST = 8  # groups within groups
 _BUILT_IN = (*range(1, 7), 32000)  # deflate, shuffle, fletcher32, szip, nbit, scale-offset; h5py brings lzf
 _survived: set[tuple[str, int, int]] = set()
 
@@ -75,18 +74,18 @@ def _check_stored(label: str, found: Any, *, compressed: bool) -> None:
     if found.chunks and claimed:
         parts = math.prod(-(-rows // chunk) for rows, chunk in zip(found.shape, found.chunks, strict=True))
         if found.id.get_num_chunks() != parts:
-            raise Suspect(f"{label} has {found.id.get_num_chunks():,} of {parts:,} chunks: it was not written to its end")
+            raise Suspect(f"{label} has {found.id.get_num_chunks():,} of {parts:,} chunks: it was never written whole")
 
 
 def slice_rows(column: Any) -> int:
     """Rows to read at a time: whole chunks of the file, so that none is decompressed twice."""
-    size = max(1, math.prod(column.shape[1:]) * column.dtype.itemsize)
-    most = max(1, min(SLICE_ROWS, SLICE_BYTES // size))
+    size: int = max(1, math.prod(column.shape[1:]) * column.dtype.itemsize)
+    most: int = max(1, min(SLICE_ROWS, SLICE_BYTES // size))
     chunks = getattr(column, "chunks", None)
     if not chunks:
         return most
-    whole = int(max(chunks[0], most // chunks[0] * chunks[0]))
-    return whole if whole * size <= LARGEST_CHUNK else most
+    whole: int = max(chunks[0], most // chunks[0] * chunks[0])
+    return most if whole * size > LARGEST_CHUNK else whole
 
 
 def survives(path: Path) -> str | None:
@@ -110,30 +109,53 @@ def survives(path: Path) -> str | None:
     return None
 
 
-def _read(node: Any, seen: set[int], depth: int = 0) -> None:
-    """Read every dataset of numbers, as the sources do."""
-    try:
-        names = ["goal"] if depth == 1 and node.name == "/infos" else list(node)
-    except Exception as error:
-        sys.exit(f"a table of contents is damaged, {type(error).__name__}: {error}")
-    for name in names:
-        if name == "metadata" or (name == "infos" and depth > 0):
-            continue  # nobody reads these
-        with contextlib.suppress(Exception):  # one bad dataset is not all; who reads it says what is wrong
-            if not isinstance(node.get(name, getlink=True), h5py.HardLink):
-                continue
-            found = node[name]
-            address = h5py.h5o.get_info(found.id).addr
-            if address in seen:
-                continue  # hard links can make loops
-            seen.add(address)
-            if not isinstance(found, h5py.Group):
-                _read_all(plain(node, name))
-            elif depth < DEEPEST:
-                _read(found, seen, depth + 1)
+def read(path: str) -> None:
+    """Read every dataset of numbers, as the sources do; an error is for our own process to find and to explain."""
+    with contextlib.suppress(Exception), h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES, locking=False) as file:
+        _read(file)
 
 
-def _read_all(column: Any) -> None:
+def _read(file: Any) -> None:
+    _read_attributes(file)
+    groups, seen = [file], {_address(file)}  # hard links can make loops
+    while groups:
+        node = groups.pop()
+        at_root = node.name == "/"
+        try:
+            names = list(node)
+        except Exception as error:
+            sys.exit(f"the table of contents of {node.name} is damaged, {type(error).__name__}: {error}")
+        for name in names:
+            with contextlib.suppress(Exception):  # one bad dataset is not all; who reads it says what is wrong
+                if name == "metadata" or not isinstance(node.get(name, getlink=True), h5py.HardLink):
+                    continue
+                found = node[name]
+                if name == "infos":  # nobody reads the others
+                    _read_rows(plain(found, "goal") if at_root else None)
+                    continue
+                if _address(found) in seen:
+                    continue
+                seen.add(_address(found))
+                if isinstance(found, h5py.Group):
+                    groups.append(found)
+                else:
+                    _read_rows(plain(node, name))
+
+
+def _address(node: Any) -> int:
+    return int(h5py.h5o.get_info(node.id).addr)
+
+
+def _read_attributes(file: Any) -> None:
+    with contextlib.suppress(Exception):
+        for name in file.attrs:
+            if file.attrs.get_id(name).dtype.kind == "S":  # the others are nobody's concern
+                file.attrs[name]
+
+
+def _read_rows(column: Any) -> None:
+    if column is None:
+        return
     if column.ndim == 0:
         column[()]
         return
@@ -143,11 +165,4 @@ def _read_all(column: Any) -> None:
 
 
 if __name__ == "__main__":
-    with (
-        contextlib.suppress(Exception),  # an error is for our own process to find and to explain
-        h5py.File(sys.argv[1], "r", rdcc_nbytes=CACHE_BYTES, locking=False) as opened,
-    ):
-        for attribute in opened.attrs:
-            if opened.attrs.get_id(attribute).dtype.kind == "S":
-                opened.attrs[attribute]
-        _read(opened, set())
+    read(sys.argv[1])

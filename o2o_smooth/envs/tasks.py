@@ -11,10 +11,11 @@ import contextlib
 import difflib
 import importlib
 import io
+import math
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from o2o_smooth.errors import EnvError
 DOMAINS = ("mujoco", "antmaze", "adroit", "kitchen", "pointmaze", "other")
 ROBOTICS = ("antmaze", "adroit", "kitchen", "pointmaze")
 """Domains whose environments are gymnasium-robotics'."""
+WIDER = (105, 111)
+"""Widths of Ant's observations in Minari's and D4RL's sets, of which `Task.obs_width` counts."""
 TASKS_VARIABLE = "O2O_SMOOTH_TASKS"
 """Environment variable with TOML files of a user's own tasks, separated as PATH is."""
 
@@ -82,8 +85,11 @@ class Task:
             raise EnvError(f"task {self.id}: ref_random and ref_expert come together or not at all")
         if self.ref_random is not None and self.ref_random == self.ref_expert:
             raise EnvError(f"task {self.id}: ref_random and ref_expert are equal, so a score has no meaning")
+        for name in ("reward_shift", "ref_random", "ref_expert"):
+            if getattr(self, name) is not None and not math.isfinite(getattr(self, name)):
+                raise EnvError(f"task {self.id}: {name} is {getattr(self, name)}, expected a finite number")
         for name in ("reward_scale", "action_scale"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise EnvError(f"task {self.id}: {name} is {getattr(self, name)}, expected a positive number")
         if self.compat not in (None, "adroit", "kitchen"):
             raise EnvError(f"task {self.id}: compat is {self.compat!r}, expected adroit or kitchen")
@@ -191,7 +197,11 @@ def _register_users() -> None:
     listed = os.environ.get(TASKS_VARIABLE, "")
     for name in listed.split(os.pathsep):
         if name and name not in _FILES:
-            for task in tasks_from_toml(Path(name)):
+            rows = tasks_from_toml(Path(name))
+            taken = [task.id for task in rows if task.id in _TASKS]
+            if taken:
+                raise EnvError(f"task file {name}: there is a task {taken[0]!r} already; choose another id")
+            for task in rows:
                 register_task(task)
             _FILES.add(name)
 
@@ -272,22 +282,7 @@ def register_robotics() -> None:
 
 def _env_task(row: Task) -> Task:
     """The task of a bare environment that several rows of the table share."""
-    return Task(
-        id=row.env_id,
-        env_id=row.env_id,
-        domain=row.domain,
-        max_episode_steps=row.max_episode_steps,
-        ref_random=row.ref_random,
-        ref_expert=row.ref_expert,
-        ref_source=row.ref_source,
-        reward_shift=row.reward_shift,
-        obs_keys=row.obs_keys,
-        obs_width=row.obs_width,
-        action_scale=row.action_scale,
-        compat=row.compat,
-        goal_reward=row.goal_reward,
-        env_kwargs=row.env_kwargs,
-    )
+    return replace(row, id=row.env_id, dataset_ids=(), aliases=())
 
 
 def _domain(spec: EnvSpec) -> str:

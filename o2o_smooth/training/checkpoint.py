@@ -46,7 +46,9 @@ def save_checkpoint(path: Path, agent: Agent, record: SwitchRecord, controller: 
 def inherited(config: RunConfig[Any]) -> dict[str, Any]:
     """The settings that a fork takes over unless it is told otherwise: how to interact, learn and evaluate."""
     names = ("num_envs", "utd", "batch_size", "update_after", "buffer_size", "vectorizer")
-    return {name: getattr(config, name) for name in names} | asdict(config.evaluation)
+    task, mark, row = config.task.partition("#")
+    where = f"{Path(task).resolve()}{mark}{row}" if task.endswith(".toml") else config.task
+    return {name: getattr(config, name) for name in names} | asdict(config.evaluation) | {"task": where}
 
 
 def find_checkpoint(path: Path) -> Path:

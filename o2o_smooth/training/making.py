@@ -393,4 +393,4 @@ def _mixture(config: MakeConfig, task: Task, env: Any, progress: ProgressSink) -
     )
     parts = ", ".join(f"{source['id']} {source['share']:.0%}" for source in mixture.sources)
     record = {"made_by": "mixture", "sources": mixture.sources, "transitions": config.transitions}
-    return _Made(mixture.episodes, "mixture", f"Whole episodes of {parts}.", record, mixture.provenance)
+    return _Made(mixture.episodes, "mixture", f"Whole episodes of {parts}.", record)

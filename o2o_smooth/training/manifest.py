@@ -19,7 +19,7 @@ from o2o_smooth.stability.origin import score_block
 from o2o_smooth.training.prepare import Prepared
 
 VERSIONED = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
-_OF_TASK = ("id", "env_id", "domain", "ref_random", "ref_expert", "ref_source")
+_NOT_OF_TASK = ("aliases", "dataset_ids", "reward_scale", "reward_shift")
 
 
 def make_manifest(prepared: Prepared) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def make_manifest(prepared: Prepared) -> dict[str, Any]:
     dataset = forked.dataset if forked is not None else None  # what a fork learned from, though it read none itself
     if prepared.dataset is not None:
         dataset = describe_dataset(prepared.dataset)
-    task = {name: value for name, value in asdict(prepared.task).items() if name in _OF_TASK}
+    task = {name: value for name, value in asdict(prepared.task).items() if name not in _NOT_OF_TASK}
     return {
         "format": 1,
         "status": "running",
@@ -81,6 +81,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     returns = dataset.transitions.episode_returns
     return {
         "id": dataset.id,
+        "source": str(Path(dataset.id).expanduser().resolve()) if Path(dataset.id).exists() else dataset.id,
         "provenance": dataset.provenance,
         "sha256": dataset.sha256,
         "transitions": len(dataset.transitions),

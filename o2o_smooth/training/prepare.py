@@ -84,6 +84,11 @@ def prepare(config: RunConfig[Any], progress: ProgressSink) -> Prepared:
         )
         check_fits(dataset, agent.obs_dim, agent.action_dim)
         _warn_of_units(dataset, agent, progress)
+        if forked is not None and forked.dataset is not None and forked.dataset["provenance"] != dataset.provenance:
+            raise CheckpointError(
+                f"{config.pretrained} was pretrained on {forked.dataset['provenance']} data, and this run calls them "
+                f"{dataset.provenance}; leave --provenance out"
+            )
         if forked is not None and forked.dataset is not None and forked.dataset["sha256"] != dataset.sha256:
             raise CheckpointError(
                 f"{config.pretrained} was pretrained on {forked.dataset['id']} (other contents than {dataset.id} has "

@@ -260,14 +260,18 @@ class Run:
             collector.close()
         save_checkpoint(self.out / "checkpoints" / "final", agent, record, controller.state_dict())
         if config.save_online:
-            write_online(
-                self.out,
-                self.online_rows,
-                self.seeds,
-                num_envs=n,
-                reward_map=self.reward_map,
-                record={"task": self.task.id, "provenance": "generated", "made_by": f"online steps of {agent.name}"},
-            )
+            made_by = f"online steps of {agent.name}"
+            try:
+                write_online(
+                    self.out,
+                    self.online_rows,
+                    self.seeds,
+                    num_envs=n,
+                    reward_map=self.reward_map,
+                    record={"task": self.task.id, "provenance": "generated", "made_by": made_by},
+                )
+            except O2OError as error:  # a full disk should not cost the run
+                self.progress.note(f"warning: the online data are not kept: {error}")
 
     def _online_update(self, mix: Mix) -> Metrics:
         """One update after the switch; draws only the rows that some live objective sees."""

@@ -456,3 +456,46 @@ def test_data_is_made_for_pointmaze_only() -> None:
         make_pointmaze_dataset(find_task("hopper-medium-v2"))
     with pytest.raises(DataError, match="transitions is 0"):
         make_pointmaze_dataset(UMAZE, transitions=0)
+
+
+@pytest.mark.parametrize("timeouts", [True, False])
+def test_d4rls_runs_of_terminal_steps_at_the_goal_are_one_end(timeouts: bool) -> None:
+    """D4RL's AntMaze: reward and terminal in every step near the goal, and the trajectory goes on."""
+    reward = np.zeros(20, np.float32)
+    reward[[5, 6, 7, 8, 9, 15, 16, 17]] = 1.0
+    cut = np.zeros(20, np.bool_)
+    cut[[11, 19]] = timeouts
+    obs = np.arange(21, dtype=np.float32)[:, None]
+    given: dict[str, NDArray[Any]] = {
+        "observations": obs[:-1],
+        "actions": np.zeros((20, 1), np.float32),
+        "rewards": reward,
+        "terminals": reward > 0,
+        "timeouts": cut,
+        "next_observations": obs[1:],
+    }
+    goal = Task(id="goal", env_id="Pendulum-v1", goal_reward=1.0)
+    t = from_arrays(given, task=goal).transitions
+    assert t.reward.sum() == 2.0  # each run pays once
+    assert t.terminated.sum() == 2
+    assert max(t.episode_returns) == 1.0
+    assert equal(t, end_at_goal(from_arrays(given).transitions, 1.0))
+
+
+def test_kitchen_rewards_that_count_are_paid_once() -> None:
+    """D4RL's Kitchen data hold the number of finished subtasks in every step."""
+    task = find_task("kitchen-complete-v0")
+    counts = np.array([0, 0, 1, 1, 2, 2, 0, 1, 1, 3], np.float32)
+    given: dict[str, NDArray[Any]] = {
+        "observations": np.arange(10 * 60, dtype=np.float32).reshape(10, 60),
+        "actions": np.zeros((10, 9), np.float32),
+        "rewards": counts,
+        "terminals": np.zeros(10),
+        "timeouts": np.array([0, 0, 0, 0, 0, 1, 0, 0, 0, 1]),
+        "next_observations": np.arange(60, 11 * 60, dtype=np.float32).reshape(10, 60),
+    }
+    made = from_arrays(given, task=task)
+    np.testing.assert_array_equal(made.transitions.reward, [0, 0, 1, 0, 1, 0, 0, 1, 0, 2])
+    assert "each is paid once" in made.note
+    paid = from_arrays(given | {"rewards": made.transitions.reward.copy()}, task=task)
+    np.testing.assert_array_equal(paid.transitions.reward, made.transitions.reward)
