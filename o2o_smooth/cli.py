@@ -1,4 +1,4 @@
-"""The command `o2o-smooth`: run, demo, compare, tasks."""
+"""The command `o2o-smooth`: run, demo, compare, data, tasks."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ examples:
   o2o-smooth data make --task D4RL/pointmaze/large-v2                        # the scripted controller
   o2o-smooth data make --task hopper-medium-replay-v2 --train-steps 300000   # a tier, from a SAC training of our own
   o2o-smooth data make --task Pendulum-v1 --policy runs/x --noise 0.1 --id mine/pendulum/noisy-v0
-  o2o-smooth data make --task hopper-medium-v2 --mix a/b-v0=0.3 c/d-v0=0.7 --id mine/hopper/mix-v0"""
+  o2o-smooth data make --task hopper-medium-v2 --mix mine/bad-v0=0.3 mine/good-v0=0.7 --id mine/hopper/mix-v0"""
 
 
 def data(arguments: list[str]) -> int:
