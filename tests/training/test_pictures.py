@@ -131,12 +131,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretraining of a second, on made-up Pendulum data whose episodes return -100 and -300."""
     folder = tmp_path_factory.mktemp("base")
     rng = np.random.default_rng(0)
+    states = rng.normal(size=(2, 201, 3))
     np.savez(
         folder / "pendulum.npz",
-        observations=rng.normal(size=(400, 3)),
+        observations=states[:, :-1].reshape(400, 3),
         actions=rng.uniform(-2, 2, (400, 1)),
         rewards=np.repeat([-0.5, -1.5], 200),
-        next_observations=rng.normal(size=(400, 3)),
+        next_observations=states[:, 1:].reshape(400, 3),
         terminated=np.zeros(400, bool),
         truncated=np.arange(400) % 200 == 199,
     )
