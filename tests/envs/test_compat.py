@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,24 @@ def test_policy_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
         ArrayPolicy(tmp_path / "b.npz")
     with pytest.raises(DataError, match="no policy file"):
         ArrayPolicy(tmp_path / "c.npz")
+
+
+@pytest.mark.parametrize(("scale", "runs"), [(0.2, True), (1.0, False)])
+def test_d4rls_ant_runs_with_its_own_torques_and_lies_on_its_back_with_gymnasiums(scale: float, runs: bool) -> None:
+    """The policy that collected D4RL's AntMaze, sent down the first corridor: gear 30 is what it was trained with."""
+    policy = ArrayPolicy(shared("data/policies/ant_goal.npz"))
+    env = make_env(replace(find_task("antmaze-umaze-v2"), action_scale=scale))
+    travelled, on_its_back = [], []
+    for seed in range(3):
+        obs, _ = env.reset(seed=seed)
+        start, upside_down, rng = obs[0], 0, np.random.default_rng(seed)
+        for _ in range(80):
+            command = np.array([10.0, 0.0])
+            obs, *_ = env.step(policy(np.concatenate([obs[2:29], command])[None], rng)[0])
+            _, x, y, _ = obs[3:7]  # the torso's quaternion
+            upside_down += bool(x * x + y * y > 0.5)
+        travelled.append(float(obs[0] - start))
+        on_its_back.append(upside_down)
+    env.close()
+    assert (np.mean(travelled) > 4.0) == runs  # metres, of the 8 that the corridor has
+    assert (max(on_its_back) == 0) == runs
