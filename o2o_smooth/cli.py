@@ -232,6 +232,8 @@ def _compare(arguments: list[str]) -> int:
     if len(set(tasks.values())) > 1:
         raise DataError(f"runs of different tasks cannot share a table: {', '.join(sorted(set(tasks.values())))}")
     picture = Path(out or "comparison.png")
+    if picture.suffix not in (".png", ".pdf", ".svg"):
+        return _fail(f"--out {picture}: give a file that ends in .png, .pdf or .svg")
     curves = draw_arms(arms, picture, title=next(iter(tasks.values())), mix_provenance=mix)
     Console().print(rich_table(arm_table(curves, mix_provenance=mix)))
     print(f"picture: {picture}")

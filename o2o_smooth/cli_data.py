@@ -206,6 +206,7 @@ def _make(arguments: list[str]) -> int:
 def _read(arguments: list[str], command: str) -> tuple[str, Any, Any]:
     """Name, task and contents of the dataset that is asked for."""
     from o2o_smooth.data.convert import read_any, task_of
+    from o2o_smooth.data.sources import announce
     from o2o_smooth.envs import find_task
     from o2o_smooth.training.progress import show_progress, when_slow
 
@@ -213,6 +214,7 @@ def _read(arguments: list[str], command: str) -> tuple[str, Any, Any]:
     name = _one(arguments, command)
     task = find_task(named) if named is not None else task_of(name)
     with show_progress() as progress:
+        announce(Path(name), progress.note)
         report = when_slow(progress.update)
         dataset = read_any(name, task, progress=lambda done, total: report("reading", done, total))
     return name, task, dataset

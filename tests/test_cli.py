@@ -71,6 +71,7 @@ def test_flags_go_before_the_file_and_the_file_before_the_preset(tmp_path: Path)
         (["rnu"], "did you mean run?"),
         (["compare", "nowhere"], "nowhere is not a run folder"),
         (["compare", "a", "--oot", "b"], "unknown option --oot"),
+        (["data", "info", "a.npz", "--picture", "b.jpg"], "no dataset file a.npz"),
         (["compare", "--mix-provenance"], "compare needs at least one run folder"),
         (["run", "--task", "Pendulum-v1", "--dataset", "a.hdf5"], "no dataset file a.hdf5"),
         (["run", "--task", "Pendulum-v1", "--dataset", "a.csv"], "there is no dataset a.csv"),

@@ -28,6 +28,7 @@ from o2o_smooth.errors import DataError
 HDF5 = (".hdf5", ".h5")
 ONLINE_FOLDER = "online"
 """Folder of a run with what each seed collected, seed-N.hdf5."""
+LARGE = 256 * 2**20  # bytes; below, reading twice is a moment
 NamedProgress = Callable[[str, int, int], None]
 
 
@@ -63,6 +64,7 @@ def load_dataset(
     if dataset is None and (file := d4rl_file(task)) is not None:
         dataset = str(file)
     if dataset is not None and is_path(dataset):
+        announce(Path(dataset), say)
         loaded = read_path(Path(dataset), task, provenance=provenance, progress=_part(progress, "reading the dataset"))
     else:
         dataset_id = _obtain(task, dataset, progress, say)
@@ -72,6 +74,18 @@ def load_dataset(
         loaded = clip_actions(loaded, *action_box)
     say(f"data: {loaded.note}")
     return loaded
+
+
+def announce(path: Path, say: Callable[[str], None]) -> None:
+    """Say what takes its time before the first report of progress: a large file is read twice."""
+    try:
+        size = path.expanduser().stat().st_size
+    except OSError:
+        return
+    if path.suffix in HDF5 and size > LARGE:
+        say(
+            f"{path} has {size >> 20:,} MiB: a process of its own reads it first, since damage can crash the HDF5 library"
+        )
 
 
 def is_path(text: str) -> bool:
