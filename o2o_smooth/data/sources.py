@@ -83,9 +83,7 @@ def announce(path: Path, say: Callable[[str], None]) -> None:
     except OSError:
         return
     if path.suffix in HDF5 and size > LARGE:
-        say(
-            f"{path} has {size >> 20:,} MiB: a process of its own reads it first, since damage can crash the HDF5 library"
-        )
+        say(f"{path} has {size >> 20:,} MiB: a process of its own reads it first, since damage can crash HDF5")
 
 
 def is_path(text: str) -> bool:
