@@ -191,7 +191,12 @@ def _obtain(task: Task, dataset: str | None, progress: NamedProgress | None, say
         raise DataError(
             f"task {task.id} has no Minari dataset to download: name one with --dataset ID or --dataset FILE{make}"
         )
-    _download(theirs[0], progress, say)
+    try:
+        _download(theirs[0], progress, say)
+    except DataError as error:
+        if len(theirs) == len(wanted):
+            raise
+        raise DataError(f"{error}; or make one like it with o2o-smooth data make --task {task.id}") from error
     return theirs[0]
 
 
