@@ -181,6 +181,14 @@ def test_step_whose_successor_is_not_the_next_row_is_a_cut_although_no_flag_says
         assert "3 steps without a flag, first row 3" in dataset.note
 
 
+def test_jump_across_the_whole_of_float32_does_not_warn(tmp_path: Path) -> None:
+    arrays = recording(6)
+    arrays["terminals"][:], arrays["timeouts"][:] = False, False
+    arrays["next_observations"] = np.roll(arrays["observations"], -1, axis=0)
+    arrays["observations"][3], arrays["next_observations"][2] = np.finfo(np.float32).max, np.finfo(np.float32).min
+    np.testing.assert_array_equal(np.flatnonzero(load(write(tmp_path / "a.hdf5", arrays)).truncated), [2, 5])
+
+
 def test_terminated_step_without_a_successor_keeps_its_own_observation(tmp_path: Path) -> None:
     arrays = without(recording(4), "next_observations")
     arrays["terminals"], arrays["timeouts"] = np.array([0, 1, 0, 1], bool), np.array([0, 1, 0, 0], bool)
