@@ -244,7 +244,6 @@ def _check_metadata(folder: Path, metadata: Mapping[str, Any]) -> int:
     if min(counts) < 1:
         raise DataError("it has no episodes")
     _check_size(folder, f"{episodes:,} episodes", episodes)
-    _check_size(folder, f"{steps:,} steps", steps / LARGEST_RATIO)
     return steps
 
 

@@ -95,7 +95,7 @@ def survives(path: Path) -> str | None:
     if key in _survived:
         return None
     limit = LEAST_S + stat.st_size / SLOWEST
-    command = [sys.executable, "-P", "-W", "ignore", __file__, str(path)]
+    command = [sys.executable, "-P", __file__, str(path)]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:

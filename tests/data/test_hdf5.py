@@ -542,6 +542,8 @@ def test_interrupted_write_leaves_the_old_file_and_nothing_else(
     before = (tmp_path / "a.hdf5").read_bytes()
 
     def fail(transitions: Transitions) -> str:
+        (hidden,) = (path.name for path in tmp_path.iterdir() if path.name != "a.hdf5")
+        assert hidden.startswith(".")  # beside the file: only there can it be renamed
         raise error
 
     monkeypatch.setattr(hdf5, "array_hash", fail)  # when all datasets are written
@@ -597,6 +599,17 @@ def missing_chunk(file: Any, folder: Path) -> None:
     rewards[:9] = 1  # whoever wrote this was stopped; h5py would read zeros
 
 
+def missing_plain_chunk(file: Any, folder: Path) -> None:
+    file.create_dataset("rewards", (12,), np.float32, chunks=(3,))[:9] = 1
+
+
+def few_bytes(file: Any, folder: Path) -> None:
+    """All chunks are there, of a few bytes each, and claim 4 GB."""
+    rewards = file.create_dataset("rewards", (10**9,), np.float32, chunks=(10**8,), compression="gzip")
+    for first in range(0, 10**9, 10**8):
+        rewards.id.write_direct_chunk((first,), b"x" * 10)
+
+
 def external(file: Any, folder: Path) -> None:
     (folder / "secret").write_bytes(bytes(48))
     file.create_dataset("rewards", (12,), np.float32, external=[(str(folder / "secret"), 0, 48)])
@@ -647,6 +660,8 @@ HOSTILE: dict[str, tuple[Hostile, str, str]] = {
     "nothing stored": (dataset("rewards", (10**12,), "f4"), "rewards", "0 bytes"),
     "no chunk stored": (dataset("rewards", (10**12,), "f4", chunks=(1000,)), "rewards", "0 bytes"),
     "size overflows": (dataset("observations", (2**33, 2**31), "f4", chunks=(8, 8)), "observations", "0 bytes"),
+    "few bytes stored": (replaced("rewards", few_bytes), "rewards", "but only 100 bytes of it are stored"),
+    "missing plain chunk": (replaced("rewards", missing_plain_chunk), "rewards", "but only 36 bytes"),
     "huge chunk": (replaced("rewards", huge_chunk), "rewards", "chunks of"),
     "missing chunk": (replaced("rewards", missing_chunk), "rewards", "3 of 4 chunks"),
 }
@@ -667,8 +682,16 @@ def test_hostile_dataset_is_refused_by_name(tmp_path: Path, name: str) -> None:
 
 def test_hostile_files_take_neither_memory_nor_time(tmp_path: Path) -> None:
     """With the reading process, and in a process of its own, whose memory is nobody else's."""
-    greedy = ("external storage", "virtual", "nothing stored", "no chunk stored", "size overflows", "huge chunk")
+    greedy = (
+        "external storage",
+        "nothing stored",
+        "no chunk stored",
+        "size overflows",
+        "few bytes stored",
+        "huge chunk",
+    )
     names = [str(hostile(tmp_path / f"{name}.hdf5", HOSTILE[name][0])) for name in greedy]
+    names.append(str(deadly(tmp_path / "chunk.hdf5", 2**31)))
     sound = str(write(tmp_path / "sound.hdf5", recording()))
     code = """if True:
         import resource, sys
@@ -746,10 +769,10 @@ def test_truncated_file_is_broken_or_incomplete(tmp_path: Path, probed: None, sh
 # -------------------------------------------------------------------------------------- the reader whose death is tame
 
 
-def deadly(path: Path) -> Path:
+def deadly(path: Path, claimed: int = 0) -> Path:
     """A file on which HDF5 2.0.0 dies of a segmentation fault: its index says that a checksummed chunk has no bytes.
 
-    Found by overwriting every byte of a small file with a few values in turn.
+    Found by overwriting every byte of a small file with a few values in turn. Or: the chunk is said to have others.
     """
     write(path, recording(), 5, compression="gzip", shuffle=True, fletcher32=True)
     with h5py.File(path) as file:
@@ -758,7 +781,7 @@ def deadly(path: Path) -> Path:
     node = content.index(b"TREE\x01")  # the first B-tree of chunks; its first key begins with the chunk's size
     while struct.unpack_from("<I", content, node + 24)[0] != size:
         node = content.index(b"TREE\x01", node + 1)
-    struct.pack_into("<I", content, node + 24, 0)
+    struct.pack_into("<I", content, node + 24, claimed)
     path.write_bytes(content)
     return path
 
@@ -775,6 +798,10 @@ def test_file_that_kills_the_library_is_refused(tmp_path: Path, probed: None) ->
         refused(path, "the HDF5 library crashes on it, signal")
     else:  # another version of the library
         refused(path)
+
+
+def test_chunk_that_claims_more_than_the_file_has_is_refused_before_there_is_room_for_it(tmp_path: Path) -> None:
+    refused(deadly(tmp_path / "a.hdf5", 2**31), "observations claims 2,147,", "more than the file has")
 
 
 def test_damage_that_comes_first_does_not_hide_what_kills(tmp_path: Path, probed: None) -> None:
@@ -826,12 +853,11 @@ def test_sound_file_is_read_by_the_reader_once(tmp_path: Path, monkeypatch: pyte
 
 
 def test_reader_finds_the_packages_that_we_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probed: None) -> None:
-    """PYTHONPATH counts, warnings do not, and a module beside the reader is not taken for one of Python's."""
+    """PYTHONPATH counts, and a module beside the reader is not taken for one of Python's."""
     (tmp_path / "h5py.py").write_text("raise SystemExit('not this one')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     refused(write(tmp_path / "a.hdf5", recording()), "not this one")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "elsewhere"))
-    monkeypatch.setenv("PYTHONWARNINGS", "error")
     assert len(load(write(tmp_path / "a.hdf5", recording(13)))) == 13
 
 
