@@ -17,17 +17,18 @@ from numpy.typing import NDArray
 
 from o2o_smooth.agents import CQLConfig
 from o2o_smooth.agents.base import Metrics
-from o2o_smooth.data.batch import Batch, FloatArray
-from o2o_smooth.data.buffer import ReplayBuffer, concatenate
+from o2o_smooth.data.batch import FloatArray
+from o2o_smooth.data.buffer import ReplayBuffer
 from o2o_smooth.data.collect import Collector, random_policy
 from o2o_smooth.data.normalize import observation_statistics
 from o2o_smooth.envs import make_vector_env
-from o2o_smooth.errors import ConfigError, O2OError
+from o2o_smooth.errors import O2OError
 from o2o_smooth.smoothing import SmoothingController
-from o2o_smooth.smoothing.objective import COMPONENTS, Mix
+from o2o_smooth.smoothing.objective import COMPONENTS
 from o2o_smooth.training.checkpoint import SwitchRecord, inherited, save_checkpoint
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.evaluate import Evaluation, Evaluator
+from o2o_smooth.training.learner import Learner
 from o2o_smooth.training.manifest import describe_dataset, make_manifest, now
 from o2o_smooth.training.online_data import write_online
 from o2o_smooth.training.prepare import Prepared, prepare
@@ -83,7 +84,7 @@ class Run:
         self.out, self.progress = prepared.out, progress
         self.label = f"{name}: " if name else ""
         self.members, self.seeds = self.agent.members, self.agent.seeds
-        self.offline_rows: ReplayBuffer | None = None
+        self.learner = Learner(self.agent, batch_size=self.config.batch_size, regime=self.config.smoothing.regime)
         self._cosines: dict[str, NDArray[Any]] = {}
         self._remark = ""
         self._clock = time.perf_counter()
@@ -118,7 +119,7 @@ class Run:
                 self.task, self.seeds, envs=min(config.evaluation.eval_envs, config.evaluation.eval_episodes)
             )
             if self.dataset is not None:
-                self.offline_rows = ReplayBuffer.from_transitions(
+                self.learner.offline_rows = ReplayBuffer.from_transitions(
                     self.dataset.transitions,
                     self.members,
                     discount=self.agent.config.discount,
@@ -127,7 +128,7 @@ class Run:
                 )
             if config.online_steps > 0:
                 # Now rather than at the switch: memory that is not there should not cost a pretraining.
-                self.online_rows = self._online_buffer()
+                self.learner.online_rows = self.online_rows = self._online_buffer()
             record = self.forked if self.forked is not None else self.pretrain()
             for row in record.rows:
                 self.tracker.evaluation(row)
@@ -158,7 +159,7 @@ class Run:
         every = config.evaluation.offline_eval_every
         every = max(1, config.offline_updates // 4) if every is None else every
         for update in range(1, config.offline_updates + 1):
-            info = agent.update(self._offline_batch())
+            info = self.learner.offline_update()
             if update % log_every == 0 or update == config.offline_updates:
                 self._log_metrics("offline", 0, info, [{}] * self.members)
             if update % 50 == 0 or update == config.offline_updates:
@@ -178,12 +179,6 @@ class Run:
             returns=evaluation.returns.tolist(),
         )
 
-    def _offline_batch(self, name: str = "offline_rows", rows: int | None = None) -> Batch:
-        if self.offline_rows is None:
-            raise ConfigError("this step needs offline rows, and the run has none")
-        index = self.agent.draws.integers(name, self.agent.updates, self.config.batch_size, len(self.offline_rows))
-        return self.offline_rows.gather(index[:, :rows])
-
     # Online
 
     def _online_buffer(self) -> ReplayBuffer:
@@ -198,7 +193,7 @@ class Run:
         smoothing, budget, n = config.smoothing, config.online_steps, config.num_envs
         controller = smoothing.controller(members=self.members, lanes=n, random_return=self.task.ref_random)
         if smoothing.regime == "discard":
-            self.offline_rows = None
+            self.learner.offline_rows = None
         collector = Collector(
             make_vector_env(self.task, self.members * n, vectorizer=config.vectorizer),
             self.members,
@@ -234,7 +229,7 @@ class Run:
                 for _ in range(due):
                     if smoothing.weight_in == "effective" and updates % NORMS_EVERY == 0:
                         self._measure_gradients(controller)
-                    info = self._online_update(controller.mix())
+                    info = self.learner.online_update(controller.mix())
                     controller.advance(updates=1)
                     updates += 1
                 if t >= next_log and info:
@@ -273,35 +268,8 @@ class Run:
             except O2OError as error:  # a full disk should not cost the run
                 self.progress.note(f"warning: the online data are not kept: {error}")
 
-    def _online_update(self, mix: Mix) -> Metrics:
-        """One update after the switch; draws only the rows that some live objective sees."""
-        kinds = {mix.kind(name) for name in COMPONENTS}
-        regime = self.config.smoothing.regime
-        if kinds == {"offline"} and regime == "retain":
-            return self.agent.update(self._offline_batch(), mix=mix)
-        target = self._online_batch(mix)
-        if kinds == {"online"} or regime != "retain":
-            return self.agent.update(target, mix=mix)
-        return self.agent.update(self._offline_batch(), target, mix=mix)
-
-    def _online_batch(self, mix: Mix) -> Batch:
-        batch_size = self.config.batch_size
-        offline = round(mix.offline_fraction * batch_size)
-        index = self.agent.draws.integers("online_rows", self.agent.updates, batch_size, len(self.online_rows))
-        if offline == 0:
-            return self.online_rows.gather(index)
-        # Under mixed both objectives share one batch; under retain the online objective's share is drawn apart.
-        name = "offline_rows" if self.config.smoothing.regime == "mixed" else "offline_share"
-        rows = self._offline_batch(name, offline)
-        if offline == batch_size:
-            return rows
-        return concatenate(rows, self.online_rows.gather(index[:, offline:]))
-
     def _measure_gradients(self, controller: SmoothingController) -> None:
-        mix = controller.mix()
-        target = self._online_batch(mix)
-        source = self._offline_batch() if self.config.smoothing.regime == "retain" else None
-        report = self.agent.gradient_report(target) if source is None else self.agent.gradient_report(source, target)
+        report = self.learner.gradients(controller.mix())
         controller.observe_gradients(
             {
                 name: (g.norm_offline.double().cpu().numpy(), g.norm_online.double().cpu().numpy())

@@ -16,6 +16,7 @@ from o2o_smooth.data import from_npz
 from o2o_smooth.errors import CheckpointError, ConfigError, DataError
 from o2o_smooth.smoothing.objective import Mix
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
+from o2o_smooth.training.learner import Learner
 from o2o_smooth.training.prepare import prepare
 from o2o_smooth.training.progress import Silent
 from o2o_smooth.training.run import Diverged, Run, default_threads, run
@@ -208,8 +209,8 @@ def _started(config: RunConfig[Any]) -> Run:
 
     run_ = Run(prepare(config, Silent()), Silent(), "test")
     assert run_.dataset is not None
-    run_.offline_rows = ReplayBuffer.from_transitions(run_.dataset.transitions, 2, discount=0.99)
-    run_.online_rows = ReplayBuffer(2, 50, 3, 1)
+    run_.learner.offline_rows = ReplayBuffer.from_transitions(run_.dataset.transitions, 2, discount=0.99)
+    run_.learner.online_rows = run_.online_rows = ReplayBuffer(2, 50, 3, 1)
     run_.online_rows.add(np.zeros((2, 50, run_.online_rows._rows.shape[1]), np.float32))
     return run_
 
@@ -226,7 +227,7 @@ def test_online_batch_has_the_wanted_share_of_offline_rows(
     state = _started(config)
     controller = smoothing.controller(members=2)
     controller.start()
-    batch = state._online_batch(controller.mix())
+    batch = state.learner._online_batch(controller.mix())
     offline = (batch.reward == OFFLINE_REWARD).float().mean(-1)
     assert offline.tolist() == [expected, expected]
     assert batch.obs.shape == (2, 40, 3)
@@ -257,7 +258,7 @@ def test_regimes_feed_each_objective_the_right_rows(
         smoothing = SmoothingConfig("linear", regime=regime)  # type: ignore[arg-type]
         state = _started(small(data, tmp_path / f"{regime}{w}", smoothing=smoothing, batch_size=40))
         fraction = 0.5 if regime == "mixed" else 0.0
-        state._online_update(dataclasses.replace(Mix.uniform(w, 2), offline_fraction=fraction))
+        state.learner.online_update(dataclasses.replace(Mix.uniform(w, 2), offline_fraction=fraction))
         assert seen[-1] == shares, (regime, w)
 
 
@@ -378,7 +379,7 @@ def test_interrupted_run_says_so(data: Path, tmp_path: Path, monkeypatch: pytest
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "_online_update", interrupt)
+    monkeypatch.setattr(Learner, "online_update", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(small(data, tmp_path / "run"))
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "interrupted"
