@@ -1,4 +1,4 @@
-"""The command `o2o-smooth`: run, demo, compare, data, tasks."""
+"""The command `o2o-smooth`: run, demo, compare, data, tasks, speed, doctor."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ commands:
   compare  one table and one picture of finished runs
   data     datasets: list, info, check, download, convert, make
   tasks    list the tasks that --task knows; tasks NAME shows one
+  speed    how fast the learner is on this machine, beside the machine's limit and other libraries
+  doctor   is this machine ready; with the options of run: how much memory will that run take
 
 o2o-smooth COMMAND --help shows every option of a command.
 
@@ -80,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "compare": _compare,
         "data": _data,
         "tasks": _tasks,
+        "speed": _speed,
+        "doctor": _doctor,
     }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -244,6 +248,18 @@ def _data(arguments: list[str]) -> int:
     from o2o_smooth.cli_data import data
 
     return data(arguments)
+
+
+def _speed(arguments: list[str]) -> int:
+    from o2o_smooth.cli_speed import speed
+
+    return speed(arguments)
+
+
+def _doctor(arguments: list[str]) -> int:
+    from o2o_smooth.cli_doctor import doctor
+
+    return doctor(arguments, parse_run)
 
 
 def _tasks(arguments: list[str]) -> int:

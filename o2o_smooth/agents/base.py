@@ -10,6 +10,7 @@ An agent knows no environment, no logger, no path of its own and no trainer. It 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from o2o_smooth.agents.config import AgentConfig
+from o2o_smooth.agents.mirror import Mirror
 from o2o_smooth.agents.networks import Networks
 from o2o_smooth.agents.optimizer import MemberAdam
 from o2o_smooth.agents.plan import Plan, make_plan
+from o2o_smooth.agents.settings import Settings, settle
 from o2o_smooth.data.batch import Batch, as_batch
 from o2o_smooth.draws import Draws
 from o2o_smooth.errors import ConfigError, DataError, EnvError
@@ -63,12 +66,14 @@ class Agent:
         config: The agent's settings; default: the paper's.
         online: Which online objective to build; see `online_choices`.
         seeds: One per population member; a single seed makes a population of one.
+        overrides: Settings that differ between members: one mapping per member of `config`'s numbers, for example
+            `[{"expectile": 0.7}, {"expectile": 0.9, "td3.target_noise": 0.1}]`; see `settings.PER_MEMBER`.
         device: Where everything lives.
         compile: Compile the forward and backward pass (once per kind of step).
 
     Raises:
         EnvError: A space of another kind.
-        ConfigError: An online objective that does not fit this agent.
+        ConfigError: An online objective that does not fit this agent, or settings that cannot differ between members.
     """
 
     name: ClassVar[str]
@@ -84,6 +89,7 @@ class Agent:
         *,
         online: str | None = None,
         seeds: Sequence[int] = (0,),
+        overrides: Sequence[Mapping[str, float | None]] | None = None,
         device: torch.device | str = "cpu",
         compile: bool = False,
     ) -> None:
@@ -104,7 +110,10 @@ class Agent:
         self.action_low, self.action_high = low, high
         self.seeds = tuple(int(s) for s in seeds)
         self.device = torch.device(device)
+        self.config, self.overrides = settle(self.config, overrides, self.members, self.action_dim)
+        self.settings = Settings(self.config, self.overrides, self.device)
         self.networks = self._build_networks().to(self.device)
+        self._set_temperatures()
         self.offline: Objective = self._offline_objective()
         self.online: Objective = (
             self.offline if self.online_choice == "same" else self._online_objective(self.online_choice)
@@ -115,6 +124,7 @@ class Agent:
         self.compile = compile
         self._compiled: dict[Plan, Callable[..., Any]] = {}
         self._optimizer: MemberAdam | None = None
+        self._mirror = Mirror(self)
 
     # What a concrete agent fills in
 
@@ -150,18 +160,21 @@ class Agent:
             **arguments,
         )
 
+    @torch.no_grad()
+    def _set_temperatures(self) -> None:
+        """Start each member's temperature where its own settings say; `Networks` knows one start for all."""
+        log_alpha = self.networks.log_alpha
+        for member, own in enumerate(self.overrides):
+            start = own.get("sac.initial_temperature")
+            if start is not None and log_alpha is not None:
+                log_alpha[member] = math.log(start)
+
     @property
     def optimizer(self) -> MemberAdam:
         """Adam with a learning rate per component; made at first use, so `double()` can come before."""
         if self._optimizer is None:
-            config = self.config
-            rates = {
-                "actor": config.actor_lr,
-                "critic": config.critic_lr,
-                "value": config.value_lr,
-                "temperature": config.temperature_lr,
-            }
-            self._optimizer = MemberAdam(self.networks.component_parameters(), rates)
+            rates = {name: self.settings.host(f"{name}_lr") for name in COMPONENTS}
+            self._optimizer = MemberAdam(self.networks.component_parameters(), rates, self.networks.targets())
         return self._optimizer
 
     @property
@@ -174,6 +187,7 @@ class Agent:
         if self._optimizer is not None:
             raise ConfigError("double() must come before the first update")
         self.networks.double()
+        self.settings.double()
         self.draws = Draws(self.seeds, self.device, torch.float64)
         return self
 
@@ -202,24 +216,27 @@ class Agent:
         Raises:
             DataError: A shape that does not fit.
         """
-        raw = torch.as_tensor(obs, dtype=self.dtype, device=self.device)
-        batched = raw.reshape(1, -1, raw.shape[-1]) if raw.dim() < 3 else raw
-        if raw.dim() not in (1, 2, 3) or batched.shape[0] != self.members or batched.shape[-1] != self.obs_dim:
+        shape = tuple(np.shape(obs))
+        rows = shape[-2] if len(shape) > 1 else 1
+        batched = (self.members, rows, self.obs_dim)
+        if len(shape) not in (1, 2, 3) or (shape if len(shape) == 3 else (1, rows, *shape[-1:])) != batched:
             raise DataError(
-                f"obs has shape {tuple(raw.shape)}, expected ({self.members}, n, {self.obs_dim})"
+                f"obs has shape {shape}, expected ({self.members}, n, {self.obs_dim})"
                 + (f" or (n, {self.obs_dim}) or ({self.obs_dim},)" if self.members == 1 else "")
             )
-        encoded = self.networks.encode_obs(batched)
-        if deterministic:
-            unit = self.networks.actor.mode(encoded)
-        else:
+        noise = None
+        if not deterministic:
             if step is None:
                 step = self.acts
                 self.acts += 1
-            unit = self.online.explore(
-                encoded, self.draws.normal("explore", step, (*batched.shape[1:2], self.action_dim))
-            )
-        action = self.networks.decode_action(unit).reshape(*raw.shape[:-1], self.action_dim)
+            noise = self.draws.normal("explore", step, (rows, self.action_dim))
+        out = (*shape[:-1], self.action_dim)
+        if not isinstance(obs, Tensor) and self._mirror.ready(rows, deterministic=deterministic):
+            raw = np.asarray(obs, dtype=np.float32).reshape(batched)
+            return self._mirror.act(raw, None if noise is None else noise.numpy()).reshape(out)
+        encoded = self.networks.encode_obs(torch.as_tensor(obs, dtype=self.dtype, device=self.device).reshape(batched))
+        unit = self.networks.actor.mode(encoded) if noise is None else self.online.explore(encoded, noise)
+        action = self.networks.decode_action(unit).reshape(out)
         return action if isinstance(obs, Tensor) else action.cpu().numpy().astype(np.float32, copy=False)
 
     # Learning
@@ -262,9 +279,7 @@ class Agent:
             total, losses, info = self._loss_function(plan)(source, target, noise, weights)
             self.optimizer.zero_grad()
             total.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step(movement.components)
-        if movement.targets.any():
-            self.networks.update_targets(self.config.tau, movement.targets)
+        self.optimizer.step(movement.components, moving=movement.targets, tau=self.settings.host("tau"))
         self.updates += 1
         info.update({f"{name}/loss": loss.detach() for name, loss in losses.items()})
         return info

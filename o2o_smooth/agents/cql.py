@@ -24,6 +24,7 @@ from o2o_smooth.agents.base import Agent
 from o2o_smooth.agents.config import AgentConfig, SACObjectiveConfig, TD3ObjectiveConfig, require_range
 from o2o_smooth.agents.networks import Networks
 from o2o_smooth.agents.sac import SACObjective
+from o2o_smooth.agents.settings import Settings
 from o2o_smooth.agents.td3 import TD3Objective
 from o2o_smooth.data.batch import Batch
 from o2o_smooth.errors import ConfigError
@@ -67,7 +68,7 @@ class CQLObjective(SACObjective):
 
     name = "cql"
 
-    def __init__(self, networks: Networks, config: CQLConfig) -> None:
+    def __init__(self, networks: Networks, config: CQLConfig | Settings) -> None:
         super().__init__(networks, config.sac, config.discount)
         self.cql = config
         n = config.cql_actions
@@ -148,9 +149,9 @@ class CQL(Agent):
         }
 
     def _offline_objective(self) -> Objective:
-        return CQLObjective(self.networks, self.config)
+        return CQLObjective(self.networks, self.settings)
 
     def _online_objective(self, choice: str) -> Objective:
         if choice == "sac":
-            return SACObjective(self.networks, self.config.sac, self.config.discount)
-        return TD3Objective(self.networks, self.config.td3, self.config.discount)
+            return SACObjective(self.networks, self.settings.sac, self.settings.discount)
+        return TD3Objective(self.networks, self.settings.td3, self.settings.discount)

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from o2o_smooth.agents.base import Agent
 from o2o_smooth.agents.config import AgentConfig, SACObjectiveConfig, TD3ObjectiveConfig, require_range
+from o2o_smooth.agents.heads import expectile_error, td_error
 from o2o_smooth.agents.networks import Networks
 from o2o_smooth.agents.sac import SACObjective
+from o2o_smooth.agents.settings import Settings
 from o2o_smooth.agents.td3 import TD3Objective
 from o2o_smooth.data.batch import Batch
 from o2o_smooth.smoothing.objective import Noise, Objective, Term
@@ -64,7 +66,7 @@ class IQLObjective:
     normal_noise: Mapping[str, int] = {}
     uniform_noise: Mapping[str, int] = {}
 
-    def __init__(self, networks: Networks, config: IQLConfig) -> None:
+    def __init__(self, networks: Networks, config: IQLConfig | Settings) -> None:
         self.networks, self.config = networks, config
 
     def terms(
@@ -86,9 +88,7 @@ class IQLObjective:
 
     def value_loss(self, target_q: Tensor, v: Tensor) -> Term:
         """Expectile regression of V towards the target critic (arXiv 2110.06169, eq. 5)."""
-        error = target_q - v
-        weight = (self.config.expectile - (error < 0).to(error.dtype)).abs()
-        return Term((weight * error.square()).mean(-1), {"value/v": v.detach().mean(-1)})
+        return Term(expectile_error(target_q, v, self.config.expectile), {"value/v": v.detach().mean(-1)})
 
     @torch.no_grad()
     def critic_target(self, batch: Batch, noise: Noise) -> Tensor:
@@ -100,7 +100,7 @@ class IQLObjective:
         if target is None:
             target = self.critic_target(batch, noise)
         q = self.networks.q(batch.obs, batch.action)  # (M, E, B)
-        loss = (q - target[:, None]).square().mean(-1).sum(-1)
+        loss = td_error(q, target)
         return Term(loss, {"critic/q": q.detach().mean((1, 2)), "critic/target": target.mean(-1)})
 
     def actor_loss(self, batch: Batch, advantage: Tensor) -> Term:
@@ -134,9 +134,9 @@ class IQL(Agent):
         }
 
     def _offline_objective(self) -> Objective:
-        return IQLObjective(self.networks, self.config)
+        return IQLObjective(self.networks, self.settings)
 
     def _online_objective(self, choice: str) -> Objective:
         if choice == "sac":
-            return SACObjective(self.networks, self.config.sac, self.config.discount)
-        return TD3Objective(self.networks, self.config.td3, self.config.discount)
+            return SACObjective(self.networks, self.settings.sac, self.settings.discount)
+        return TD3Objective(self.networks, self.settings.td3, self.settings.discount)

@@ -9,17 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+from o2o_smooth.agents.heads import PerMember, gaussian, gaussian_log_prob, gaussian_sample
+from o2o_smooth.agents.stacked import kernels_take, make_ready, stacked_forward
+from o2o_smooth.kernels.cpu import MAX_LAYERS, StackedNet
+
 ACTION_LIMIT = 1.0 - 1e-5  # dataset actions are clipped to this before atanh
-_LOG_2 = math.log(2.0)
-_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
 class MLP(nn.Module):
@@ -45,6 +45,13 @@ class MLP(nn.Module):
         hidden = hidden_dims if layer_norm else ()
         self.gains = nn.ParameterList(nn.Parameter(torch.ones(members, copies, 1, h)) for h in hidden)
         self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(members, copies, 1, h)) for h in hidden)
+        # A ParameterList makes its names anew at every look, which a small network's pass would notice.
+        self.parts = tuple(self.weights), tuple(self.biases), tuple(self.gains), tuple(self.shifts)
+        self.native: StackedNet | None = None
+        make_ready()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "native": None}  # pointers into this process's memory
 
     @torch.no_grad()
     def initialise(self, member: int, generator: torch.Generator) -> None:
@@ -55,33 +62,43 @@ class MLP(nn.Module):
                 draw = torch.empty(tensor.shape[1:], dtype=torch.float64).uniform_(-bound, bound, generator=generator)
                 tensor[member] = draw.to(tensor)
 
-    def forward(self, x: Tensor, *, frozen: bool = False) -> Tensor:
-        """Evaluate all copies; `frozen` lets gradients reach the input but not the parameters."""
-        groups = self.members * self.copies
-        if self.copies > 1:
-            x = x.unsqueeze(1).expand(-1, self.copies, -1, -1).reshape(groups, *x.shape[1:])
-        last = len(self.weights) - 1
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+    def _apply(self, fn: Any, recurse: bool = True) -> MLP:
+        super()._apply(fn, recurse)
+        self.parts = tuple(self.weights), tuple(self.biases), tuple(self.gains), tuple(self.shifts)
+        return self
+
+    def forward(self, x: Tensor, *, frozen: bool = False, copies: int | None = None) -> Tensor:
+        """Evaluate all copies, or the first ones.
+
+        Args:
+            x: (M, B, in).
+            frozen: Let gradients reach the input but not the parameters.
+            copies: How many copies; default: all. Fewer only where `frozen`, or without gradients.
+
+        Returns:
+            (M, copies, B, out).
+        """
+        copies = copies or self.copies
+        if kernels_take(x) and len(self.parts[0]) <= MAX_LAYERS:
+            return stacked_forward(self, x, frozen=frozen, copies=copies)
+        groups = self.members * copies
+        if copies > 1:
+            x = x.unsqueeze(1).expand(-1, copies, -1, -1).reshape(groups, *x.shape[1:])
+        weights, biases, gains, shifts = self.parts
+        if copies < self.copies:
+            weights, biases, gains, shifts = (tuple(p[:, :copies] for p in part) for part in self.parts)
+        last = len(weights) - 1
+        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             w, b = (weight.detach(), bias.detach()) if frozen else (weight, bias)
             x = torch.baddbmm(b.flatten(0, 1), x, w.flatten(0, 1))
             if i < last:
                 if self.layer_norm:
-                    gain, shift = self.gains[i], self.shifts[i]
+                    gain, shift = gains[i], shifts[i]
                     if frozen:
                         gain, shift = gain.detach(), shift.detach()
                     x = F.layer_norm(x, x.shape[-1:]) * gain.flatten(0, 1) + shift.flatten(0, 1)
                 x = F.relu(x)
-        return x.view(self.members, self.copies, *x.shape[1:])
-
-
-def tanh_log_prob(noise: Tensor, log_std: Tensor, pre_tanh: Tensor) -> Tensor:
-    """Log density of a = tanh(u), u = mean + std * noise, summed over the last axis.
-
-    Uses log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), which does not cancel for large |u|.
-    """
-    normal = -0.5 * noise.square() - log_std - _HALF_LOG_2PI
-    squash = 2.0 * (_LOG_2 - pre_tanh - F.softplus(-2.0 * pre_tanh))
-    return (normal - squash).sum(-1)
+        return x.view(self.members, copies, *x.shape[1:])
 
 
 class Actor(nn.Module):
@@ -101,18 +118,19 @@ class Actor(nn.Module):
         self.stochastic, self.action_dim = stochastic, action_dim
         self.net = MLP(members, 1, obs_dim, hidden_dims, action_dim * (2 if stochastic else 1), layer_norm=layer_norm)
 
+    def output(self, obs: Tensor, *, frozen: bool = False) -> Tensor:
+        """What the network says: (M, B, 2A) where stochastic, else (M, B, A)."""
+        out: Tensor = self.net(obs, frozen=frozen)
+        return out.squeeze(1)
+
     def distribution(self, obs: Tensor, *, frozen: bool = False) -> tuple[Tensor, Tensor]:
         """Mean before the tanh and log standard deviation, (M, B, A) each."""
-        if not self.stochastic:
-            raise ValueError("a deterministic actor has no density; build it with stochastic=True")
-        mean, log_std = self.net(obs, frozen=frozen).squeeze(1).chunk(2, dim=-1)
-        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        self._needs_density()
+        return gaussian(self.output(obs, frozen=frozen))
 
     def mode(self, obs: Tensor, *, frozen: bool = False) -> Tensor:
         """Deterministic action in (-1, 1): tanh of the mean, (M, B, A)."""
-        if self.stochastic:
-            return torch.tanh(self.distribution(obs, frozen=frozen)[0])
-        return torch.tanh(self.net(obs, frozen=frozen).squeeze(1))
+        return torch.tanh(self.output(obs, frozen=frozen)[..., : self.action_dim])
 
     def sample(self, obs: Tensor, noise: Tensor, *, frozen: bool = False) -> tuple[Tensor, Tensor]:
         """Reparametrised actions and their log density.
@@ -125,15 +143,17 @@ class Actor(nn.Module):
         Returns:
             Actions (M, n, B, A) in (-1, 1) and log densities (M, n, B).
         """
-        mean, log_std = (x.unsqueeze(1) for x in self.distribution(obs, frozen=frozen))
-        pre_tanh = mean + log_std.exp() * noise
-        return torch.tanh(pre_tanh), tanh_log_prob(noise, log_std, pre_tanh)
+        self._needs_density()
+        return gaussian_sample(self.output(obs, frozen=frozen), noise)
 
-    def log_prob(self, obs: Tensor, action: Tensor, *, edge: float = 1e-5) -> Tensor:
+    def log_prob(self, obs: Tensor, action: Tensor, *, edge: PerMember = 1e-5) -> Tensor:
         """Log density of given actions in [-1, 1], (M, B); actions are clipped to +-(1 - edge)."""
-        mean, log_std = self.distribution(obs)
-        pre_tanh = torch.atanh(action.clamp(edge - 1.0, 1.0 - edge))
-        return tanh_log_prob((pre_tanh - mean) * torch.exp(-log_std), log_std, pre_tanh)
+        self._needs_density()
+        return gaussian_log_prob(self.output(obs), action, edge)
+
+    def _needs_density(self) -> None:
+        if not self.stochastic:
+            raise ValueError("a deterministic actor has no density; build it with stochastic=True")
 
 
 class Networks(nn.Module):
@@ -236,9 +256,9 @@ class Networks(nn.Module):
         """[-1, 1] -> environment units."""
         return action * self.action_half + self.action_center
 
-    def q(self, obs: Tensor, action: Tensor, *, frozen: bool = False) -> Tensor:
-        """All critics: (M, B, O), (M, B, A) -> (M, E, B)."""
-        out: Tensor = self.critic(torch.cat([obs, action], -1), frozen=frozen)
+    def q(self, obs: Tensor, action: Tensor, *, frozen: bool = False, first: bool = False) -> Tensor:
+        """All critics, or the `first` alone: (M, B, O), (M, B, A) -> (M, E, B)."""
+        out: Tensor = self.critic(torch.cat([obs, action], -1), frozen=frozen, copies=1 if first else None)
         return out.squeeze(-1)
 
     def target_q(self, obs: Tensor, action: Tensor) -> Tensor:
@@ -271,17 +291,9 @@ class Networks(nn.Module):
             groups["temperature"] = [self.log_alpha]
         return groups
 
-    @torch.no_grad()
-    def update_targets(self, tau: float, members: NDArray[np.bool_]) -> None:
-        """Polyak step of the target networks of the masked members: target <- (1 - tau) target + tau online."""
-        online: list[Tensor] = list(self.critic.parameters())
-        target: list[Tensor] = list(self.target_critic.parameters())
+    def targets(self) -> dict[str, list[Tensor]]:
+        """Target network of every component that has one, in the order of `component_parameters`."""
+        targets: dict[str, list[Tensor]] = {"critic": list(self.target_critic.parameters())}
         if self.target_actor is not None:
-            online += list(self.actor.parameters())
-            target += list(self.target_actor.parameters())
-        if members.all():
-            torch._foreach_lerp_(target, online, tau)
-            return
-        rate = torch.as_tensor(tau * members, dtype=target[0].dtype, device=target[0].device)
-        for moving, towards in zip(target, online, strict=True):
-            moving.lerp_(towards, rate.view(-1, *[1] * (moving.dim() - 1)))
+            targets["actor"] = list(self.target_actor.parameters())
+        return targets

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from o2o_smooth.agents.base import Agent
 from o2o_smooth.agents.config import AgentConfig, SACObjectiveConfig
+from o2o_smooth.agents.heads import td_error
 from o2o_smooth.agents.networks import Networks
+from o2o_smooth.agents.settings import Settings
 from o2o_smooth.data.batch import Batch
 from o2o_smooth.smoothing.objective import Noise, Objective, Term
 
@@ -41,7 +43,7 @@ class SACObjective:
     normal_noise: Mapping[str, int] = {"next": 1, "policy": 1}
     uniform_noise: Mapping[str, int] = {}
 
-    def __init__(self, networks: Networks, config: SACObjectiveConfig, discount: float) -> None:
+    def __init__(self, networks: Networks, config: SACObjectiveConfig | Settings, discount: float | Tensor) -> None:
         self.networks, self.config, self.discount = networks, config, discount
         action_dim = networks.actor.action_dim
         self.target_entropy = -float(action_dim) if config.target_entropy is None else config.target_entropy
@@ -77,7 +79,7 @@ class SACObjective:
         if target is None:
             target = self.critic_target(batch, noise)
         q = self.networks.q(batch.obs, batch.action)  # (M, E, B)
-        loss = (q - target[:, None]).square().mean(-1).sum(-1)  # (M,)
+        loss = td_error(q, target)
         return Term(loss, {"critic/q": q.detach().mean((1, 2)), "critic/target": target.mean(-1)})
 
     def actor_loss(self, batch: Batch, action: Tensor, log_prob: Tensor) -> Term:
@@ -111,4 +113,4 @@ class SAC(Agent):
         return {"stochastic": True, "initial_temperature": self.config.sac.initial_temperature}
 
     def _offline_objective(self) -> Objective:
-        return SACObjective(self.networks, self.config.sac, self.config.discount)
+        return SACObjective(self.networks, self.settings.sac, self.settings.discount)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from torch import Tensor
 
 from o2o_smooth.agents.base import Agent
 from o2o_smooth.agents.config import AgentConfig, build_config
+from o2o_smooth.agents.settings import settle
 from o2o_smooth.errors import CheckpointError, O2OError
 
 FORMAT = 1
+FORMAT_OVERRIDES = 2  # the same with settings that differ between members, which an old reader would miss
+SHARED = ("obs_mean", "obs_std", "action_center", "action_half")  # tensors of the networks without a members axis
 
 
 def write_directory(path: Path, files: dict[str, Any]) -> Path:
@@ -82,23 +86,67 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file} is absent or broken: {error}") from None
 
 
-def save_agent(agent: Agent, path: Path, extra: dict[str, Any] | None = None) -> Path:
-    """See `Agent.save`; `extra` files go into the same directory."""
+def save_agent(
+    agent: Agent, path: Path, extra: dict[str, Any] | None = None, *, members: Sequence[int] | None = None
+) -> Path:
+    """See `Agent.save`; `extra` files go into the same directory, and `members` alone (default: all) are written."""
+    description, tensors = _taken(agent, members)
+    return write_directory(path, {"agent.json": description, "agent.safetensors": tensors, **(extra or {})})
+
+
+def take_members(
+    agent: Agent,
+    members: Sequence[int],
+    *,
+    config: AgentConfig | None = None,
+    overrides: Sequence[Mapping[str, float | None]] | None = None,
+) -> Agent:
+    """An agent of some members of another, each as often as it is named: what a fork into arms begins with.
+
+    Args:
+        agent: The other; it is left alone.
+        members: Their positions in it.
+        config: Other settings; the networks' shapes must stay. Default: those they have.
+        overrides: Settings that differ between the new agent's members. Default: as they differ now, where `config` is
+            not given.
+    """
+    description, tensors = _taken(agent, members)
+    taken = _build(description, config=config, overrides=overrides, device=agent.device, compile=agent.compile)
+    _restore(taken, tensors, Path("the agent in memory"), same_online=True)
+    return taken
+
+
+def _taken(agent: Agent, members: Sequence[int] | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Everything that makes up an agent, of some members: what goes to `agent.json`, and the tensors."""
+    picked = list(range(agent.members)) if members is None else list(members)
+    config, overrides = settle(agent.config, [agent.overrides[m] for m in picked], len(picked), agent.action_dim)
     description = {
-        "format": FORMAT,
+        "format": FORMAT_OVERRIDES if any(overrides) else FORMAT,
         "agent": agent.name,
         "online": agent.online_choice,
-        "config": agent.config.to_dict(),
-        "seeds": list(agent.seeds),
+        "config": config.to_dict(),
+        "seeds": [agent.seeds[m] for m in picked],
         "obs_dim": agent.obs_dim,
         "action_low": [float(x) for x in agent.action_low],
         "action_high": [float(x) for x in agent.action_high],
         "updates": agent.updates,
         "acts": agent.acts,
     }
+    if any(overrides):
+        description["overrides"] = list(overrides)
     tensors = {f"networks.{name}": value for name, value in agent.networks.state_dict().items()}
-    tensors.update({f"optimizer.{name}": value for name, value in agent.optimizer.state_tensors().items()})
-    return write_directory(path, {"agent.json": description, "agent.safetensors": tensors, **(extra or {})})
+    tensors |= {f"optimizer.{name}": value for name, value in agent.optimizer.state_tensors().items()}
+    if members is not None:
+        tensors = _pick(tensors, picked)
+    return description, tensors
+
+
+def _pick(tensors: Mapping[str, Tensor], members: Sequence[int]) -> dict[str, Tensor]:
+    """The members' part of every tensor that has a members axis."""
+    return {
+        name: value if name.removeprefix("networks.") in SHARED else value[list(members)]
+        for name, value in tensors.items()
+    }
 
 
 def load_agent(
@@ -109,6 +157,8 @@ def load_agent(
     expected: type[Agent] | None = None,
     online: str | None = None,
     config: AgentConfig | None = None,
+    members: Sequence[int] | None = None,
+    overrides: Sequence[Mapping[str, float | None]] | None = None,
 ) -> Agent:
     """Read any saved agent; see `Agent.load`.
 
@@ -120,6 +170,8 @@ def load_agent(
         online: Another online objective than the saved one. Networks that only it needs start fresh: a target actor as
             a copy of the actor, a temperature at its configured start.
         config: Other settings than the saved ones; the networks' shapes must stay.
+        members: Positions of the saved members to take, each as often as it is named; default: all, once.
+        overrides: Settings that differ between the members taken; default: as saved, where `config` is not given.
 
     Raises:
         CheckpointError: The directory is absent, broken, or holds another kind of agent.
@@ -127,31 +179,55 @@ def load_agent(
     from o2o_smooth.agents import AGENTS
 
     description = read_json(path / "agent.json")
-    if description.get("format") != FORMAT:
+    if description.get("format") not in (FORMAT, FORMAT_OVERRIDES):
         raise CheckpointError(
-            f"{path} has format {description.get('format')}, this version reads {FORMAT}; use the version that wrote it"
+            f"{path} has format {description.get('format')}, this version reads {FORMAT} and {FORMAT_OVERRIDES}; use "
+            f"the version that wrote it"
         )
+    if expected is not None and AGENTS.get(str(description.get("agent"))) not in (expected, None):
+        raise CheckpointError(f"{path} holds a {description['agent']} agent, not {expected.name}")
+    tensors = read_tensors(path / "agent.safetensors")
     try:
-        cls = AGENTS[description["agent"]]
-        if expected is not None and cls is not expected:
-            raise CheckpointError(f"{path} holds a {description['agent']} agent, not {expected.name}")
-        low, high = (np.array(description[k], dtype=np.float32) for k in ("action_low", "action_high"))
-        obs_dim = int(description["obs_dim"])
-        agent = cls(
-            gym.spaces.Box(-np.inf, np.inf, (obs_dim,), np.float32),
-            gym.spaces.Box(low, high, dtype=np.float32),
-            config or build_config(cls.config_class, description["config"]),
-            online=online or description["online"],
-            seeds=[int(s) for s in description["seeds"]],
-            device=device,
-            compile=compile,
-        )
-        agent.updates, agent.acts = int(description["updates"]), int(description["acts"])
-    except CheckpointError:
-        raise
-    except (KeyError, TypeError, ValueError, O2OError) as error:
+        saved_online = description["online"]
+        description["online"] = online or saved_online
+        if members is not None:
+            for key in ("seeds", "overrides"):
+                if key in description:
+                    description[key] = [description[key][m] for m in members]
+            tensors = _pick(tensors, members)
+        agent = _build(description, config=config, overrides=overrides, device=device, compile=compile)
+    except (KeyError, IndexError, TypeError, ValueError, O2OError) as error:
         raise CheckpointError(f"{path / 'agent.json'} does not describe an agent: {error!r}") from None
-    _restore(agent, read_tensors(path / "agent.safetensors"), path, same_online=online in (None, description["online"]))
+    _restore(agent, tensors, path, same_online=online in (None, saved_online))
+    return agent
+
+
+def _build(
+    description: Mapping[str, Any],
+    *,
+    config: AgentConfig | None,
+    overrides: Sequence[Mapping[str, float | None]] | None,
+    device: torch.device | str,
+    compile: bool,
+) -> Agent:
+    """An agent of the described kind and counters, with fresh tensors."""
+    from o2o_smooth.agents import AGENTS
+
+    cls = AGENTS[description["agent"]]
+    low, high = (np.array(description[k], dtype=np.float32) for k in ("action_low", "action_high"))
+    if config is None:
+        overrides = description.get("overrides") if overrides is None else overrides
+    agent = cls(
+        gym.spaces.Box(-np.inf, np.inf, (int(description["obs_dim"]),), np.float32),
+        gym.spaces.Box(low, high, dtype=np.float32),
+        config or build_config(cls.config_class, description["config"]),
+        online=description["online"],
+        seeds=[int(s) for s in description["seeds"]],
+        overrides=overrides,
+        device=device,
+        compile=compile,
+    )
+    agent.updates, agent.acts = int(description["updates"]), int(description["acts"])
     return agent
 
 

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from o2o_smooth.agents.base import Agent
 from o2o_smooth.agents.config import AgentConfig, TD3ObjectiveConfig
+from o2o_smooth.agents.heads import td_error
 from o2o_smooth.agents.networks import Networks
+from o2o_smooth.agents.settings import Settings
 from o2o_smooth.data.batch import Batch
 from o2o_smooth.smoothing.objective import Noise, Objective, Term
 
@@ -41,7 +43,11 @@ class TD3Objective:
     uniform_noise: Mapping[str, int] = {}
 
     def __init__(
-        self, networks: Networks, config: TD3ObjectiveConfig, discount: float, q_scale: float | None = None
+        self,
+        networks: Networks,
+        config: TD3ObjectiveConfig | Settings,
+        discount: float | Tensor,
+        q_scale: float | Tensor | None = None,
     ) -> None:
         self.networks, self.config, self.discount, self.q_scale = networks, config, discount, q_scale
         self.delay = config.actor_delay
@@ -74,13 +80,13 @@ class TD3Objective:
         if target is None:
             target = self.critic_target(batch, noise)
         q = self.networks.q(batch.obs, batch.action)  # (M, E, B)
-        loss = (q - target[:, None]).square().mean(-1).sum(-1)
+        loss = td_error(q, target)
         return Term(loss, {"critic/q": q.detach().mean((1, 2)), "critic/target": target.mean(-1)})
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The deterministic policy gradient's loss (M,), with the policy's actions (M, B, A) and metrics."""
         action = self.networks.actor.mode(batch.obs)
-        q = self.networks.q(batch.obs, action, frozen=True)[:, 0]  # (M, B): the first critic
+        q = self.networks.q(batch.obs, action, frozen=True, first=True).squeeze(1)  # (M, B)
         scale = torch.ones_like(q[:, 0]) if self.q_scale is None else self.q_scale / q.detach().abs().mean(-1)
         return -scale * q.mean(-1), action, {"actor/q": q.detach().mean(-1), "actor/q_scale": scale}
 
@@ -106,4 +112,4 @@ class TD3(Agent):
         return {"stochastic": False, "target_actor": True}
 
     def _offline_objective(self) -> Objective:
-        return TD3Objective(self.networks, self.config.td3, self.config.discount)
+        return TD3Objective(self.networks, self.settings.td3, self.settings.discount)

@@ -59,7 +59,7 @@ class TD3BC(Agent):
         return {"stochastic": False, "target_actor": True}
 
     def _offline_objective(self) -> Objective:
-        return TD3BCObjective(self.networks, self.config.td3, self.config.discount, self.config.bc_alpha)
+        return TD3BCObjective(self.networks, self.settings.td3, self.settings.discount, self.settings.bc_alpha)
 
     def _online_objective(self, choice: str) -> Objective:
-        return TD3Objective(self.networks, self.config.td3, self.config.discount, self.config.bc_alpha)
+        return TD3Objective(self.networks, self.settings.td3, self.settings.discount, self.settings.bc_alpha)

@@ -1,19 +1,22 @@
-"""Running several arms of one comparison, each in a process of its own, with one progress display."""
+"""Running several arms of one comparison, as one population or in processes, with one progress display."""
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import queue
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from o2o_smooth.benchmarks.placement import Placement, Population, place
 from o2o_smooth.training.config import RunConfig
+from o2o_smooth.training.population import run_population
 from o2o_smooth.training.progress import ProgressSink
 
 _POLL_S = 0.2
@@ -59,36 +62,58 @@ def _begin(messages: Any) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _work(config: RunConfig[Any], name: str) -> Path:
-    from o2o_smooth.training.run import run
-
-    return run(config, _QueueSink(_messages), name=name)
+def _work(configs: Sequence[RunConfig[Any]], names: Sequence[str]) -> list[Path]:
+    return run_population(configs, _QueueSink(_messages), names=names)
 
 
 def run_arms(
-    arms: Mapping[str, RunConfig[Any]], progress: ProgressSink, *, workers: int | None = None
+    arms: Mapping[str, RunConfig[Any]],
+    progress: ProgressSink,
+    *,
+    population: Population = "auto",
+    workers: int | None = None,
 ) -> dict[str, Path]:
     """Run every arm; returns their folders.
 
-    Each arm gets one CPU thread, which is faster than several threads taking turns; as many arms run at once as there
-    are cores.
+    Args:
+        arms: The arms by name.
+        progress: Where progress goes; it is told what was chosen and why.
+        population: `stack`: one batched learner for all arms that can share one. `processes`: as many at once as there
+            are cores, one thread each, which is faster than several threads taking turns. `auto`: see `place`.
+        workers: Cores to use; default: all that there are.
 
     Raises:
         O2OError: What the first failing arm raised; the others are stopped.
     """
-    workers = workers or min(len(arms), os.cpu_count() or 1)
+    configs = list(arms.values())
+    placement = place(configs, how=population, cpus=workers)
+    if len(configs) > 1:
+        progress.note(placement.why)
+    if placement.how == "stack":
+        return dict(zip(arms, run_population(configs, progress, names=list(arms)), strict=True))
+    return _in_processes(arms, placement, progress)
+
+
+def _in_processes(arms: Mapping[str, RunConfig[Any]], placement: Placement, progress: ProgressSink) -> dict[str, Path]:
+    names = list(arms)
+    jobs = [[names[i] for i in job] for job in placement.jobs]
     context = multiprocessing.get_context("spawn")  # a fork would copy the learner's threads
     messages = context.Queue()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(messages,)) as pool:
-        futures = {name: pool.submit(_work, config, name) for name, config in arms.items()}
+    with ProcessPoolExecutor(placement.workers, mp_context=context, initializer=_begin, initargs=(messages,)) as pool:
+        futures = [
+            pool.submit(_work, [dataclasses.replace(arms[n], threads=arms[n].threads or 1) for n in job], job)
+            for job in jobs
+        ]
         try:
-            while not all(f.done() for f in futures.values()):
+            while not all(f.done() for f in futures):
                 _show(messages, progress)
-                for future in futures.values():
+                for future in futures:
                     if future.done():
                         future.result()  # raises what the arm raised
             _show(messages, progress)
-            return {name: future.result() for name, future in futures.items()}
+            done = zip(jobs, futures, strict=True)
+            folders = {name: out for job, f in done for name, out in zip(job, f.result(), strict=True)}
+            return {name: folders[name] for name in names}
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             processes = multiprocessing.active_children()

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from o2o_smooth.agents import IQLConfig, SACObjectiveConfig
 from o2o_smooth.benchmarks.arms import run_arms
+from o2o_smooth.benchmarks.placement import Population
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.stability.report import arm_table, render_table, rich_table, table_note
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
@@ -44,6 +45,9 @@ class DemoConfig:
     """Length of the linear ramp, and of the gate's if it never closes."""
     eval_episodes: int = 20
     """Episodes per evaluation and seed."""
+    population: Population = "auto"
+    """stack: all arms that can share one batched learner do. processes: arms side by side, one thread each. auto:
+    whichever is predicted to be faster here; both give the same numbers up to float rounding."""
 
     def __post_init__(self) -> None:
         if self.online_steps < 1:
@@ -65,7 +69,6 @@ def arms(config: DemoConfig, base: Path) -> dict[str, RunConfig[Any]]:
             pretrained=str(base / "pretrain"),
             out=str(base / name.replace(", ", "-").replace(" ", "-")),
             online_steps=config.online_steps,
-            threads=1,
         )
         for name, smoothing in switches.items()
     }
@@ -103,7 +106,7 @@ def demo(config: DemoConfig, console: Console | None = None) -> int:
     with show_progress() as progress:
         pretraining = _settings(config, SmoothingConfig(), out=str(base / "pretrain"), online_steps=0, threads=1)
         run(pretraining, progress, name="pretrain IQL")
-        folders = run_arms(arms(config, base), progress)
+        folders = run_arms(arms(config, base), progress, population=config.population)
     picture = base / "stability.png"
     curves = draw_arms(folders, picture, title="IQL → SAC at the switch, PointMaze UMaze dense")
     rows = arm_table(curves)

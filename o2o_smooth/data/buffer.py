@@ -6,6 +6,8 @@ run is stored once and shared by all members; each member's online data is its o
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from o2o_smooth.data.batch import Batch, FloatArray, Transitions
 from o2o_smooth.data.normalize import RewardMap
 from o2o_smooth.data.store import UNKNOWN_RETURN, row_width
 from o2o_smooth.data.suspicion import SLICE_ROWS
+from o2o_smooth.data.transfer import to_device
 from o2o_smooth.errors import ConfigError, DataError
 
 
@@ -123,12 +126,26 @@ class ReplayBuffer:
         if rows.ndim != 3 or rows.shape[0] != rings or rows.shape[2] != width:
             raise DataError(f"rows have shape {rows.shape}, expected ({rings}, n, {width})")
         n = rows.shape[1]
-        kept = rows[:, max(0, n - self.capacity) :]
-        start = self._written + n - kept.shape[1]
-        slots = (start + torch.arange(kept.shape[1])) % self.capacity
-        flat = (torch.arange(rings)[:, None] * self.capacity + slots).flatten()
-        self._rows[flat.to(self.device)] = torch.from_numpy(np.ascontiguousarray(kept)).flatten(0, 1).to(self.device)
+        kept = min(n, self.capacity)
+        slot = (self._written + n - kept) % self.capacity
+        before_end = min(kept, self.capacity - slot)
+        self._write(slot, rows[:, n - kept : n - kept + before_end])
+        if before_end < kept:
+            self._write(0, rows[:, n - kept + before_end :])
         self._written += n
+
+    def _write(self, slot: int, rows: FloatArray) -> None:
+        """Copy rows (rings, n, width) to consecutive slots of every ring."""
+        if self.device.type == "cpu":
+            self._host[:, slot : slot + rows.shape[1]] = rows
+        else:
+            rings = self._rows.view(-1, self.capacity, rows.shape[2])
+            rings[:, slot : slot + rows.shape[1]].copy_(to_device(rows, self.device))
+
+    @property
+    def _host(self) -> FloatArray:
+        """The rows of a buffer in CPU memory, (rings, capacity, width), without a copy."""
+        return self._rows.numpy().reshape(-1, self.capacity, self._rows.shape[1])
 
     def set_mc_returns(self, member: int, rows: NDArray[np.int64], returns: FloatArray) -> None:
         """Fill in Monte-Carlo returns of finished episodes; rows already overwritten are left alone.
@@ -139,8 +156,12 @@ class ReplayBuffer:
             returns: (n,).
         """
         alive = rows >= self._written - self.capacity
-        slots = rows[alive] % self.capacity + (0 if self.shared else member * self.capacity)
-        self._rows[torch.from_numpy(slots).to(self.device), -1] = torch.from_numpy(returns[alive]).to(self.device)
+        slots, ring = rows[alive] % self.capacity, 0 if self.shared else member
+        if self.device.type == "cpu":
+            self._host[ring, slots, -1] = returns[alive]
+        else:
+            where = to_device(slots + ring * self.capacity, self.device)
+            self._rows[where, -1] = to_device(returns[alive], self.device)
 
     def packed_rows(self, member: int, numbers: NDArray[np.int64]) -> FloatArray:
         """Packed rows (n, width) of a member by their numbers, as `written` counted them; on the CPU."""
@@ -158,6 +179,30 @@ class ReplayBuffer:
         return batch._replace(reward=batch.reward * self._reward_map.scale + self._reward_map.shift)
 
 
+class Columns(NamedTuple):
+    """Where the parts of a transition stand in a packed row."""
+
+    obs: slice
+    next_obs: slice
+    action: slice
+    reward: int
+    terminated: int
+    truncated: int
+    mc_return: int
+
+    @property
+    def width(self) -> int:
+        """Floats in a row."""
+        return self.mc_return + 1
+
+
+def columns(obs_dim: int, action_dim: int) -> Columns:
+    """The parts of a packed row, whose width is `row_width`."""
+    first = 2 * obs_dim + action_dim
+    action = slice(2 * obs_dim, first)
+    return Columns(slice(0, obs_dim), slice(obs_dim, 2 * obs_dim), action, first, first + 1, first + 2, first + 3)
+
+
 def pack(
     obs: FloatArray,
     action: FloatArray,
@@ -168,18 +213,12 @@ def pack(
     mc_return: FloatArray | None = None,
 ) -> FloatArray:
     """Transitions (..., features) to packed rows (..., width)."""
-    if mc_return is None:
-        mc_return = np.full(reward.shape, UNKNOWN_RETURN, np.float32)
-    columns = [
-        obs,
-        next_obs,
-        action,
-        reward[..., None],
-        terminated[..., None],
-        truncated[..., None],
-        mc_return[..., None],
-    ]
-    return np.concatenate([np.asarray(c, np.float32) for c in columns], axis=-1)
+    at = columns(obs.shape[-1], action.shape[-1])
+    rows = np.empty((*reward.shape, at.width), dtype=np.float32)
+    rows[..., at.obs], rows[..., at.next_obs], rows[..., at.action] = obs, next_obs, action
+    rows[..., at.reward], rows[..., at.terminated], rows[..., at.truncated] = reward, terminated, truncated
+    rows[..., at.mc_return] = UNKNOWN_RETURN if mc_return is None else mc_return
+    return rows
 
 
 def unpack(rows: Tensor, obs_dim: int, action_dim: int) -> Batch:

@@ -11,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from o2o_smooth.data.batch import FloatArray
-from o2o_smooth.data.buffer import ReplayBuffer, pack
+from o2o_smooth.data.buffer import ReplayBuffer, columns
 from o2o_smooth.data.normalize import RewardMap
+from o2o_smooth.data.store import UNKNOWN_RETURN
 from o2o_smooth.envs.make import final_observations
+from o2o_smooth.envs.stepping import Result, make_stepper
 from o2o_smooth.errors import EnvError
 
-Policy = Callable[[FloatArray], FloatArray]  # (M, n, O) -> (M, n, A)
+Policy = Callable[[FloatArray], FloatArray | Callable[[], NDArray[Any]]]
+"""Observations (M, n, O) to actions (M, n, A), or to what brings them when they are needed."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,17 @@ class Collector:
     Sub-environment `m * n + j` belongs to member m. Both end flags are kept, and the successor of an episode's last
     step is its true final observation, never the next episode's first.
 
+    A step has two halves, `start` and `finish`, so that the caller can work in between.
+
     Args:
         envs: Vector environment of M x n sub-environments, autoreset SAME_STEP.
         members: M.
-        buffer: Where rows go.
+        buffer: Where rows go; nobody else writes to it meanwhile.
         reward_map: The learner's reward map.
         discount: For the Monte-Carlo returns that are filled in when an episode ends.
         seeds: One environment seed per sub-environment.
+        overlap: Step the environments between `start` and `finish`, in processes or a thread; otherwise in `finish`.
+            Either way the numbers are the same.
     """
 
     def __init__(
@@ -53,11 +60,12 @@ class Collector:
         reward_map: RewardMap,
         discount: float,
         seeds: Sequence[int],
+        overlap: bool = False,
     ) -> None:
         self.envs, self.members, self.buffer = envs, members, buffer
         self.reward_map, self.discount = reward_map, discount
-        self.per_member = envs.num_envs // members
-        if self.per_member * members != envs.num_envs:
+        self.per_member = n = envs.num_envs // members
+        if n * members != envs.num_envs:
             raise EnvError(f"{envs.num_envs} environments cannot be shared evenly by {members} members")
         # Sync and AsyncVectorEnv take one seed each; their base class knows a single one only.
         obs, _ = envs.reset(seed=list(seeds))  # type: ignore[arg-type]
@@ -65,9 +73,16 @@ class Collector:
         finite = np.isfinite(self._obs).all(axis=1)
         if not finite.all():
             raise EnvError(f"environment {int(np.argmin(finite))} returned NaN or infinity at its first reset")
+        self.overlap = overlap
+        self._stepper = make_stepper(envs, overlap=overlap, thread=buffer.device.type == "cuda")
+        self._actions: Callable[[], NDArray[Any]] | None = None  # of the step that has begun
+        self._result: Result | None = None
         self._returns = np.zeros(envs.num_envs)
-        self._rewards: list[list[float]] = [[] for _ in range(envs.num_envs)]  # mapped, of the running episodes
-        self._first_row = np.zeros(envs.num_envs, dtype=np.int64)
+        self._rewards = RewardHistory(envs.num_envs)
+        self._columns = columns(buffer.obs_dim, buffer.action_dim)
+        self._rows: FloatArray = np.empty((envs.num_envs, self._columns.width), dtype=np.float32)
+        self._rows[:, -1] = UNKNOWN_RETURN
+        self._first_row = np.tile(buffer.written + np.arange(n), members)  # of the running episodes
         self.env_steps = 0  # per member
 
     def step(self, policy: Policy) -> list[Episode]:
@@ -76,12 +91,43 @@ class Collector:
         Raises:
             EnvError: The environment returned NaN or infinity.
         """
+        self.start(policy)
+        return self.finish()
+
+    def start(self, policy: Policy) -> None:
+        """Choose the actions and begin a step; nothing is written before `finish`."""
+        given = policy(self._obs.reshape(self.members, self.per_member, -1))
+        if callable(given):
+            fetched = given
+            self._actions = lambda: fetched().reshape(self.envs.num_envs, -1)
+            self._stepper.start(self._actions)
+        else:
+            actions = given.reshape(self.envs.num_envs, -1)
+            self._actions = lambda: actions
+            self._stepper.start(actions)
+
+    def wait(self) -> None:
+        """Let the step that has begun come to its end, so that no environment is at work; still nothing is written."""
+        if self._actions is not None and self._result is None:
+            self._result = self._stepper.wait()
+
+    def finish(self) -> list[Episode]:
+        """End the step that has begun: write its rows, and give the episodes that it ended.
+
+        Raises:
+            EnvError: The environment returned NaN or infinity.
+        """
+        self.wait()
+        if self._result is None or self._actions is None:
+            raise RuntimeError("finish() without start()")
+        (next_obs, reward, terminated, truncated, infos), action = self._result, self._actions()
+        self._result = self._actions = None
         m, n = self.members, self.per_member
-        obs = self._obs
-        action = policy(obs.reshape(m, n, -1)).reshape(m * n, -1)
-        next_obs, reward, terminated, truncated, infos = self.envs.step(action)
         final = final_observations(next_obs, infos)
-        if not (np.isfinite(final).all() and np.isfinite(next_obs).all() and np.isfinite(reward).all()):
+        ended = terminated | truncated
+        # Where no episode has ended, both are the same numbers.
+        whole = np.isfinite(final).all() and (not ended.any() or np.isfinite(next_obs).all())
+        if not (whole and np.isfinite(reward).all()):
             finite = np.isfinite(final).all(axis=1) & np.isfinite(next_obs).all(axis=1) & np.isfinite(reward)
             broken = int(np.argmin(finite))
             raise EnvError(
@@ -89,40 +135,66 @@ class Collector:
                 f"(reward {reward[broken]}, action {action[broken].tolist()})"
             )
         mapped = self.reward_map(reward)
-        rows = pack(obs, action, mapped, final, terminated, truncated)
-        row_number = self.buffer.written
+        rows, at = self._rows, self._columns
+        rows[:, at.obs], rows[:, at.next_obs], rows[:, at.action] = self._obs, final, action
+        rows[:, at.reward], rows[:, at.terminated], rows[:, at.truncated] = mapped, terminated, truncated
         self.buffer.add(rows.reshape(m, n, -1))
         self.env_steps += n
-        self._obs = np.array(next_obs, dtype=np.float32)
+        self._obs = np.array(next_obs, dtype=np.float32) if ended.any() else final
         self._returns += reward
-        ended = terminated | truncated
-        for i in range(m * n):
-            if not self._rewards[i]:
-                self._first_row[i] = row_number + i % n
-            self._rewards[i].append(float(mapped[i]))
-        return [self._finish(int(i)) for i in np.flatnonzero(ended)]
+        self._rewards.append(mapped)
+        return [self._episode(int(i)) for i in np.flatnonzero(ended)]
 
-    def _finish(self, i: int) -> Episode:
-        rewards = self._rewards[i]
+    def _episode(self, i: int) -> Episode:
+        rewards = self._rewards.take(i)
         returns = np.empty(len(rewards))
         running = 0.0
         for k in range(len(rewards) - 1, -1, -1):
             running = rewards[k] + self.discount * running
             returns[k] = running
         rows = self._first_row[i] + self.per_member * np.arange(len(rewards))
-        member = i // self.per_member
+        member, lane = divmod(i, self.per_member)
         self.buffer.set_mc_returns(member, rows, returns.astype(np.float32))
-        episode = Episode(member, i % self.per_member, float(self._returns[i]), len(rewards))
-        self._rewards[i] = []
+        self._first_row[i] = self.buffer.written + lane
+        episode = Episode(member, lane, float(self._returns[i]), len(rewards))
         self._returns[i] = 0.0
         return episode
 
     def close(self) -> None:
-        """Close the environments."""
-        self.envs.close()
+        """Close the environments, also in the middle of a step; no thread and no process is left."""
+        self._stepper.close()
 
 
-def random_policy(low: NDArray[np.float32], high: NDArray[np.float32], rngs: Sequence[np.random.Generator]) -> Policy:
+class RewardHistory:
+    """Rewards of the running episodes, one column an environment; grows with the longest of them."""
+
+    def __init__(self, envs: int, room: int = 1024) -> None:
+        self._rows: FloatArray = np.empty((room, envs), dtype=np.float32)
+        self._used = 0
+        self._first = np.zeros(envs, dtype=np.int64)  # row of an episode's first reward
+
+    def append(self, rewards: FloatArray) -> None:
+        """Add one reward an environment."""
+        if self._used == len(self._rows):
+            oldest = int(self._first.min())
+            kept = self._rows[oldest:]
+            room = len(self._rows) * (2 if 2 * len(kept) > len(self._rows) else 1)
+            self._rows = np.empty((room, self._rows.shape[1]), dtype=np.float32)
+            self._rows[: len(kept)] = kept
+            self._used, self._first = len(kept), self._first - oldest
+        self._rows[self._used] = rewards
+        self._used += 1
+
+    def take(self, env: int) -> list[float]:
+        """Rewards of the episode that an environment has just ended."""
+        rewards: list[float] = self._rows[self._first[env] : self._used, env].tolist()
+        self._first[env] = self._used
+        return rewards
+
+
+def random_policy(
+    low: NDArray[np.float32], high: NDArray[np.float32], rngs: Sequence[np.random.Generator]
+) -> Callable[[FloatArray], FloatArray]:
     """Uniformly random actions, one generator per member."""
 
     def act(obs: FloatArray) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from o2o_smooth.envs.make import (
     TaskEnv,
+    check_vectorizer,
     episode_success,
     final_observations,
     make_env,
@@ -19,6 +20,7 @@ __all__ = [
     "Task",
     "TaskEnv",
     "WaypointController",
+    "check_vectorizer",
     "episode_success",
     "final_observations",
     "find_task",

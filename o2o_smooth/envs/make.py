@@ -21,10 +21,11 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from numpy.typing import NDArray
 
 from o2o_smooth.envs.compat import COMPATIBILITY, ScaledActions
+from o2o_smooth.envs.pool import PoolVectorEnv, require_pool
 from o2o_smooth.envs.tasks import ROBOTICS, Task, find_spec, register_robotics
 from o2o_smooth.errors import EnvError
 
-VECTORIZERS = ("sync", "async")
+VECTORIZERS = ("sync", "async", "envpool")
 EPISODE_SUCCESS = "episode_success"
 
 Obs = NDArray[np.float32]
@@ -86,15 +87,19 @@ def make_vector_env(task: Task, num_envs: int, *, vectorizer: str = "sync") -> V
     """Make `num_envs` environments that step together and reset in the step that ends an episode.
 
     `sync` steps them in turn, which is faster for cheap simulators; `async` gives each a process. The processes start
-    afresh (no fork), so a script that asks for them needs the `if __name__ == "__main__":` guard.
+    afresh (no fork), so a script that asks for them needs the `if __name__ == "__main__":` guard. `envpool` steps
+    them in threads of the envpool package, where it knows the task (`pool.POOL_IDS`).
 
     Raises:
-        EnvError: As `make_env`; or `num_envs` or `vectorizer` is out of range.
+        EnvError: As `make_env`; or `num_envs` or `vectorizer` is out of range or cannot be had.
     """
     if num_envs < 1:
         raise EnvError(f"num_envs is {num_envs}, expected at least 1")
-    if vectorizer not in VECTORIZERS:
-        raise EnvError(f"vectorizer is {vectorizer!r}, expected one of {', '.join(VECTORIZERS)}")
+    check_vectorizer(task, vectorizer)
+    if vectorizer == "envpool":
+        env = make_env(task)
+        env.close()
+        return PoolVectorEnv(task, num_envs, env.observation_space, env.action_space)
     maker: Callable[[], gym.Env[Any, Any]] = functools.partial(_make, task, _spec(task))
     if vectorizer == "sync":
         return SyncVectorEnv([maker] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
@@ -106,6 +111,18 @@ def make_vector_env(task: Task, num_envs: int, *, vectorizer: str = "sync") -> V
             "the environment processes ended while they started; a script that asks for the async vectorizer "
             "needs `if __name__ == '__main__':` around its work"
         ) from error
+
+
+def check_vectorizer(task: Task, vectorizer: str) -> None:
+    """Check that a vectorizer can be had for a task, without making any environment.
+
+    Raises:
+        EnvError: It cannot; the text says why and what else there is.
+    """
+    if vectorizer not in VECTORIZERS:
+        raise EnvError(f"vectorizer is {vectorizer!r}, expected one of {', '.join(VECTORIZERS)}")
+    if vectorizer == "envpool":
+        require_pool(task)
 
 
 def final_observations(next_obs: NDArray[Any], infos: Mapping[str, Any]) -> Obs:

@@ -2,6 +2,7 @@
 
 from o2o_smooth.smoothing.adaptive import AdaptiveRule, PerformanceGate, PerformanceGateConfig
 from o2o_smooth.smoothing.controller import OfflineShare, SmoothingController
+from o2o_smooth.smoothing.joint import JointController
 from o2o_smooth.smoothing.objective import COMPONENTS, Mix, Objective, Term, blend, effective_weight, raw_weight
 from o2o_smooth.smoothing.schedules import (
     SCHEDULE_NAMES,
@@ -27,6 +28,7 @@ __all__ = [
     "Exponential",
     "Floor",
     "Hold",
+    "JointController",
     "Jump",
     "Linear",
     "Mix",

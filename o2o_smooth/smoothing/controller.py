@@ -155,8 +155,14 @@ class SmoothingController:
         """True while a mixed step cannot be weighted before gradient norms have been observed."""
         return self.weight_in == "effective" and not self._norms
 
-    def observe_gradients(self, norms: Mapping[str, tuple[Weights, Weights]]) -> None:
-        """Gradient norms of a component's offline and online objective, (M,) each; a running mean is kept."""
+    def observe_gradients(self, norms: Mapping[str, tuple[Weights, Weights]], *, mixed_only: bool = False) -> None:
+        """Gradient norms of a component's offline and online objective, (M,) each; a running mean is kept.
+
+        With `mixed_only` they are for a controller in its ramp: one that is purely offline or online ignores them. It
+        tells apart the parts of a `JointController`.
+        """
+        if mixed_only and not any(self.mix().kind(name) == "mixed" for name in COMPONENTS):
+            return
         for name, (offline, online) in norms.items():
             offline, online = np.asarray(offline, np.float64), np.asarray(online, np.float64)
             if name in self._norms:

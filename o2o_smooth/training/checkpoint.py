@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,19 @@ class SwitchRecord:
         return np.array(self.returns)
 
 
-def save_checkpoint(path: Path, agent: Agent, record: SwitchRecord, controller: dict[str, Any] | None = None) -> Path:
-    """Write a checkpoint directory, atomically."""
+def save_checkpoint(
+    path: Path,
+    agent: Agent,
+    record: SwitchRecord,
+    controller: dict[str, Any] | None = None,
+    *,
+    members: Sequence[int] | None = None,
+) -> Path:
+    """Write a checkpoint directory, atomically; of some members of a population, or of all."""
     extra: dict[str, Any] = {"run.json": asdict(record)}
     if controller is not None:
         extra["controller.json"] = controller
-    return save_agent(agent, path, extra)
+    return save_agent(agent, path, extra, members=members)
 
 
 def inherited(config: RunConfig[Any]) -> dict[str, Any]:
@@ -73,18 +81,40 @@ def load_checkpoint(
     compile: bool = False,
     online: str | None = None,
     hyper: AgentConfig | None = None,
+    seeds: Sequence[int] | None = None,
+    overrides: Sequence[Mapping[str, float | None]] | None = None,
 ) -> tuple[Agent, SwitchRecord]:
     """Read a checkpoint, with another online objective or other settings if given.
 
+    Args:
+        path: See `find_checkpoint`.
+        device: Where the agent goes.
+        compile: See `Agent`.
+        online: Another online objective.
+        hyper: Other settings of the agent.
+        seeds: All the checkpoint's seeds, in its order, once or several times over: a population of several arms.
+        overrides: Settings that differ between the members; see `Agent`.
+
     Raises:
-        CheckpointError: It is absent or broken.
+        CheckpointError: It is absent, broken, or of other seeds.
     """
     folder = find_checkpoint(path)
     record = read_record(folder)
-    name = read_json(folder / "agent.json").get("agent")
+    description = read_json(folder / "agent.json")
+    name = description.get("agent")
     if hyper is not None and hyper.algorithm != name:
         raise CheckpointError(f"{path} holds an {name} agent; leave --agent out or use --agent {name}")
-    return load_agent(folder, device=device, compile=compile, online=online, config=hyper), record
+    members = None
+    if seeds is not None:
+        have = tuple(description.get("seeds", ()))
+        if not have or tuple(seeds) != have * (len(seeds) // len(have)):
+            text = " ".join(map(str, have))
+            raise CheckpointError(f"{path} holds the seeds {text}; use --seeds {text}")
+        members = [i % len(have) for i in range(len(seeds))]
+    agent = load_agent(
+        folder, device=device, compile=compile, online=online, config=hyper, members=members, overrides=overrides
+    )
+    return agent, record
 
 
 def read_record(folder: Path) -> SwitchRecord:

@@ -194,8 +194,12 @@ class RunConfig(Generic[C]):
     """Environment steps per seed after the switch; 0 stops at the switch."""
     num_envs: int = 1
     """Environments per seed that collect in parallel."""
-    vectorizer: Literal["sync", "async"] = "sync"
-    """Step environments in this process, or each in a process of its own."""
+    vectorizer: Literal["sync", "async", "envpool"] = "sync"
+    """Step environments in this process (sync), each in a process of its own (async), or in threads by the envpool
+    package: same dynamics, other starts of episodes, and only for gymnasium's MuJoCo tasks."""
+    overlap: Literal["auto", "on", "off"] = "auto"
+    """Step environments while the learner works; results are the same. auto: with async and envpool, and with a learner
+    on a GPU."""
     utd: float = 1.0
     """Updates per environment step of a seed."""
     batch_size: int = 256
@@ -217,6 +221,8 @@ class RunConfig(Generic[C]):
     torch's choice."""
     compile: bool = False
     """Compile the update with torch.compile: slower to start, faster afterwards."""
+    memory_check: bool = True
+    """Refuse a run whose predicted peak of memory cannot be had (o2o-smooth doctor shows it part by part)."""
     log_every: int | None = None
     """Steps (offline: updates; online: environment steps per seed) between rows of metrics.jsonl; default: a hundredth
     of the phase."""

@@ -25,6 +25,11 @@ class Evaluation:
     lengths: NDArray[np.int64]  # (M, episodes)
     success: NDArray[np.bool_] | None  # (M, episodes); None where the environment reports none
 
+    def of(self, members: Sequence[int]) -> Evaluation:
+        """The evaluation of some members, each as often as it is named."""
+        own = list(members)
+        return Evaluation(self.returns[own], self.lengths[own], None if self.success is None else self.success[own])
+
     def rows(
         self,
         task: Task,

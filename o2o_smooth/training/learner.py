@@ -37,6 +37,7 @@ class Learner:
     ) -> None:
         self.agent, self.batch_size, self.regime = agent, batch_size, regime
         self.offline_rows, self.online_rows = offline_rows, online_rows
+        self.mix: Mix | None = None  # of the latest online update
 
     def offline_update(self) -> Metrics:
         """One update before the switch."""
@@ -44,6 +45,7 @@ class Learner:
 
     def online_update(self, mix: Mix) -> Metrics:
         """One update after the switch; draws only the rows that some live objective sees."""
+        self.mix = mix
         kinds = {mix.kind(name) for name in COMPONENTS}
         if kinds == {"offline"} and self.regime == "retain":
             return self.agent.update(self._offline_batch(), mix=mix)

@@ -16,15 +16,16 @@ import torch
 import o2o_smooth
 from o2o_smooth.data.sources import Dataset
 from o2o_smooth.stability.origin import score_block
-from o2o_smooth.training.prepare import Prepared
+from o2o_smooth.training.prepare import Arm, Prepared
 
 VERSIONED = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
 _NOT_OF_TASK = ("aliases", "dataset_ids", "reward_scale", "reward_shift")
 
 
-def make_manifest(prepared: Prepared) -> dict[str, Any]:
-    """The manifest of a run that begins."""
-    config, agent, forked = prepared.config, prepared.agent, prepared.forked
+def make_manifest(prepared: Prepared, arm: Arm | None = None) -> dict[str, Any]:
+    """The manifest of a run that begins; of the first arm where several share a population, unless one is named."""
+    agent, forked = prepared.agent, prepared.forked
+    config = (arm or prepared.arms[0]).config
     dataset = forked.dataset if forked is not None else None  # what a fork learned from, though it read none itself
     if prepared.dataset is not None:
         dataset = describe_dataset(prepared.dataset)
@@ -39,8 +40,9 @@ def make_manifest(prepared: Prepared) -> dict[str, Any]:
         "score": score_block(task, dataset),
         "agent": agent.name,
         "online": agent.online_choice,
-        "hyper": agent.config.to_dict(),
-        "seeds": list(agent.seeds),
+        "hyper": config.hyper.to_dict(),
+        "seeds": list(config.seeds),
+        "population": {"members": len(prepared.members.seeds), "runs": len(prepared.arms)},
         "device": device_name(agent.device),
         "threads": torch.get_num_threads(),
         "versions": versions(),

@@ -23,18 +23,20 @@ def write_online(
     num_envs: int,
     reward_map: RewardMap,
     record: Mapping[str, Any],
+    members: Sequence[int] | None = None,
 ) -> None:
     """Write `out/online/seed-N.hdf5`, with raw rewards; a lane whose last episode still ran ends with a truncation.
 
     Args:
         out: The run's folder.
         buffer: The members' online rows.
-        seeds: Of the members.
+        seeds: Of the members to write.
         num_envs: Lanes per member, whose steps alternate in the buffer.
         reward_map: Of the rewards in the buffer, which is undone.
         record: Goes into the files.
+        members: Their places in the buffer; default: the first ones.
     """
-    for member, seed in enumerate(seeds):
+    for member, seed in zip(range(len(seeds)) if members is None else members, seeds, strict=True):
         lanes = [_lane(buffer, member, lane, num_envs, reward_map) for lane in range(min(num_envs, buffer.written))]
         joined = Transitions(*(np.concatenate(arrays) for arrays in zip(*lanes, strict=True)))
         write_hdf5(out / ONLINE_FOLDER / f"seed-{seed}.hdf5", joined, {**record, "seed": seed})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,29 +12,50 @@ import torch
 
 from o2o_smooth.agents import AGENTS, Agent
 from o2o_smooth.data.dataset import Dataset, check_fits
+from o2o_smooth.data.extent import Extent, extent
 from o2o_smooth.data.normalize import RewardMap
 from o2o_smooth.data.sources import load_dataset
-from o2o_smooth.envs import Task, find_task, make_env
+from o2o_smooth.envs import Task, check_vectorizer, find_task, make_env
 from o2o_smooth.errors import CheckpointError, ConfigError
 from o2o_smooth.smoothing.objective import COMPONENTS
 from o2o_smooth.training.checkpoint import SwitchRecord, load_checkpoint
 from o2o_smooth.training.config import RunConfig
+from o2o_smooth.training.memory import Shape
+from o2o_smooth.training.memory_check import MemoryCheck
 from o2o_smooth.training.progress import ProgressSink, when_slow
+from o2o_smooth.training.sharing import Members, make_members, require_shared
 
 RETURN_RANGE = 1000.0
 
 
-@dataclass
-class Prepared:
-    """Everything that can fail before a run begins, done."""
+@dataclass(frozen=True)
+class Arm:
+    """One of the runs that share a population."""
 
     config: RunConfig[Any]
+    out: Path
+    name: str | None  # what the display calls it
+    members: range  # its part of the population
+    pretrained_as: tuple[int, ...]  # the same before the switch
+
+
+@dataclass
+class Prepared:
+    """Everything that can fail before a run, or several that share a population, begins, done."""
+
+    config: RunConfig[Any]  # of the first arm; what arms share stands in each
     task: Task
     dataset: Dataset | None
     reward_map: RewardMap
-    agent: Agent
+    agent: Agent  # as it is pretrained, or forked
     forked: SwitchRecord | None
-    out: Path
+    arms: tuple[Arm, ...]
+    members: Members
+
+    @property
+    def out(self) -> Path:
+        """The first arm's folder."""
+        return self.arms[0].out
 
 
 def default_out(config: RunConfig[Any]) -> Path:
@@ -48,27 +70,62 @@ def prepare(config: RunConfig[Any], progress: ProgressSink) -> Prepared:
     Raises:
         O2OError: With the cause and the cure.
     """
-    out = Path(config.out) if config.out is not None else default_out(config)
-    _check_out(out, config)
+    return prepare_population([config], progress)
+
+
+def prepare_population(
+    configs: Sequence[RunConfig[Any]], progress: ProgressSink, names: Sequence[str | None] | None = None
+) -> Prepared:
+    """The same for runs that share one learner.
+
+    Args:
+        configs: The runs.
+        progress: Where progress goes.
+        names: What the display calls them.
+
+    Raises:
+        O2OError: With the cause and the cure; also where the runs cannot share a learner.
+    """
+    require_shared(configs)
+    names = names or [None] * len(configs)
+    outs = [Path(c.out) if c.out is not None else default_out(c) for c in configs]
+    for out, each in zip(outs, configs, strict=True):
+        _check_out(out, each)
+        if [o.resolve() for o in outs].count(out.resolve()) > 1:
+            raise ConfigError(f"two runs would write to {out}; give each an --out of its own")
+    config = configs[0]
+    members = make_members(configs)
     device = _device(config.device)
     task = find_task(config.task)
+    if config.online_steps > 0:
+        check_vectorizer(task, config.vectorizer)
     env = make_env(task)
     obs_space, action_space = env.observation_space, env.action_space
     env.close()
+    check, shape = MemoryCheck(), Shape(_width(obs_space), _width(action_space), task.domain)
+    data = extent(task, config.dataset, patient=False) if needs_dataset(config) else None
+    check(configs, shape, data, progress.note, members=len(members.seeds))
     forked = None
     agent_class = AGENTS[config.agent]
     if config.pretrained is not None:
         agent, forked = load_checkpoint(
-            Path(config.pretrained), device=device, compile=config.compile, online=config.online, hyper=config.hyper
+            Path(config.pretrained),
+            device=device,
+            compile=config.compile,
+            online=config.online,
+            hyper=members.hyper,
+            seeds=members.seeds,
+            overrides=members.overrides,
         )
         _check_fork(config, agent, forked, task)
     else:
         agent = agent_class(
             obs_space,
             action_space,
-            config.hyper,
+            members.hyper,
             online=config.online,
-            seeds=config.seeds,
+            seeds=[members.seeds[m] for m in members.firsts],
+            overrides=[members.overrides[m] for m in members.firsts],
             device=device,
             compile=config.compile,
         )
@@ -83,6 +140,9 @@ def prepare(config: RunConfig[Any], progress: ProgressSink) -> Prepared:
             log=progress.note,
         )
         check_fits(dataset, agent.obs_dim, agent.action_dim)
+        if data is None or data.rows is None:
+            found = Extent(dataset.id, len(dataset.transitions))
+            check(configs, shape, found, progress.note, members=len(members.seeds))
         _warn_of_units(dataset, agent, progress)
         if forked is not None and forked.dataset is not None and forked.dataset["provenance"] != dataset.provenance:
             raise CheckpointError(
@@ -108,7 +168,20 @@ def prepare(config: RunConfig[Any], progress: ProgressSink) -> Prepared:
             f"{config.pretrained} was pretrained with rewards * {forked.reward_scale:g} + {forked.reward_shift:g}, "
             f"this run asks for * {scale:g} + {shift:g}; leave --reward-scale and --reward-shift as they were"
         )
-    return Prepared(config, task, dataset, RewardMap(scale, shift), agent, forked, out)
+    return Prepared(
+        config, task, dataset, RewardMap(scale, shift), agent, forked, _arms(configs, outs, names, members), members
+    )
+
+
+def _arms(
+    configs: Sequence[RunConfig[Any]], outs: Sequence[Path], names: Sequence[str | None], members: Members
+) -> tuple[Arm, ...]:
+    arms, first = [], 0
+    for config, out, name in zip(configs, outs, names, strict=True):
+        own = range(first, first + len(config.seeds))
+        arms.append(Arm(config, out, name, own, tuple(members.pretrained_as[m] for m in own)))
+        first = own.stop
+    return tuple(arms)
 
 
 def _return_range_scale(dataset: Dataset | None) -> float:
@@ -166,9 +239,10 @@ def _check_fork(config: RunConfig[Any], agent: Agent, record: SwitchRecord, task
         raise CheckpointError(f"{config.pretrained} holds an {agent.name} agent; use --agent {agent.name}")
     if record.task != task.id:
         raise CheckpointError(f"{config.pretrained} was pretrained on {record.task}, not on {task.id}")
-    if agent.seeds != config.seeds:
-        have = " ".join(map(str, agent.seeds))
-        raise CheckpointError(f"{config.pretrained} holds the seeds {have}; use --seeds {have}")
+
+
+def _width(space: Any) -> int:
+    return int(space.shape[0])
 
 
 def _device(name: str) -> torch.device:

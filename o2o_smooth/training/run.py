@@ -1,48 +1,41 @@
 """One run: pretrain offline, switch, fine-tune online with a smoothed objective.
 
-All seeds of a run are members of one population: one learner, one vector environment, one evaluator.
+All seeds of a run are members of one population: one learner, one vector environment, one evaluator. Several runs can
+share a population (`population.run_population`); each then writes the folder that it would have written alone.
 """
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from o2o_smooth.agents import CQLConfig
 from o2o_smooth.agents.base import Metrics
-from o2o_smooth.data.batch import FloatArray
+from o2o_smooth.agents.plan import make_plan
+from o2o_smooth.agents.storage import take_members
 from o2o_smooth.data.buffer import ReplayBuffer
-from o2o_smooth.data.collect import Collector, random_policy
+from o2o_smooth.data.collect import Collector
 from o2o_smooth.data.normalize import observation_statistics
 from o2o_smooth.envs import make_vector_env
-from o2o_smooth.errors import O2OError
-from o2o_smooth.smoothing import SmoothingController
-from o2o_smooth.smoothing.objective import COMPONENTS
-from o2o_smooth.training.checkpoint import SwitchRecord, inherited, save_checkpoint
+from o2o_smooth.smoothing import COMPONENTS, JointController, Mix, SmoothingController
+from o2o_smooth.training.checkpoint import SwitchRecord
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.evaluate import Evaluation, Evaluator
+from o2o_smooth.training.finetune import OnlineSettings, finetune, overlaps
 from o2o_smooth.training.learner import Learner
-from o2o_smooth.training.manifest import describe_dataset, make_manifest, now
-from o2o_smooth.training.online_data import write_online
+from o2o_smooth.training.output import Diverged, Output, Values, own_metrics
 from o2o_smooth.training.prepare import Prepared, prepare
 from o2o_smooth.training.progress import ProgressSink, Silent
-from o2o_smooth.training.seeding import Stream, env_seeds, generator
-from o2o_smooth.training.tracking import LocalFiles, Tracker, open_sinks
+from o2o_smooth.training.seeding import Stream, env_seeds
+
+__all__ = ["Diverged", "Run", "default_threads", "run"]
 
 ONLINE_EVALUATIONS = 1_000_000_000  # evaluation index of the switch; offline evaluations count updates from 0
 SHARED_FLOPS = 5e7  # a matmul below this takes half a millisecond; two threads lose more than that by waiting
-NORMS_EVERY = 100  # updates between measurements of gradient norms where the curve is in effective weight
-
-
-class Diverged(O2OError):
-    """Training produced NaN or infinity."""
 
 
 def run(config: RunConfig[Any], progress: ProgressSink | None = None, *, name: str | None = None) -> Path:
@@ -60,64 +53,60 @@ def run(config: RunConfig[Any], progress: ProgressSink | None = None, *, name: s
         O2OError: Something that the user can put right; before training nothing is written.
     """
     progress = progress or Silent()
-    threads = config.threads or default_threads(config)
+    set_threads(config, len(config.seeds))
+    return Run(prepare(config, progress), progress, name).do()[0]
+
+
+def set_threads(config: RunConfig[Any], members: int) -> None:
+    """Give the learner the CPU threads that were asked for, or those that suit it."""
+    threads = config.threads or default_threads(config, members)
     if threads is not None:
         torch.set_num_threads(threads)
-    return Run(prepare(config, progress), progress, name).do()
 
 
-def default_threads(config: RunConfig[Any]) -> int | None:
+def default_threads(config: RunConfig[Any], members: int | None = None) -> int | None:
     """One thread where a layer's matmul is too small to share; None leaves torch's choice."""
     width = max(config.hyper.hidden_dims)
     actions = 3 * config.hyper.cql_actions if isinstance(config.hyper, CQLConfig) else 1
-    flops = 2 * len(config.seeds) * config.hyper.num_critics * config.batch_size * actions * width**2
+    members = len(config.seeds) if members is None else members
+    flops = 2 * members * config.hyper.num_critics * config.batch_size * actions * width**2
     return 1 if flops < SHARED_FLOPS else None
 
 
 class Run:
-    """The state of a run in progress."""
+    """The state of a run in progress, or of several that share a population.
 
-    def __init__(self, prepared: Prepared, progress: ProgressSink, name: str | None) -> None:
+    Args:
+        prepared: What to run.
+        progress: Where progress goes.
+        name: What the display calls arms without a name.
+    """
+
+    def __init__(self, prepared: Prepared, progress: ProgressSink, name: str | None = None) -> None:
         self.prepared = prepared
         self.config, self.task, self.agent = prepared.config, prepared.task, prepared.agent
         self.dataset, self.reward_map, self.forked = prepared.dataset, prepared.reward_map, prepared.forked
-        self.out, self.progress = prepared.out, progress
-        self.label = f"{name}: " if name else ""
-        self.members, self.seeds = self.agent.members, self.agent.seeds
+        self.progress = progress
+        self.members, self.seeds = len(prepared.members.seeds), prepared.members.seeds
+        self.outputs = [Output(prepared, arm, progress, arm.name or name) for arm in prepared.arms]
         self.learner = Learner(self.agent, batch_size=self.config.batch_size, regime=self.config.smoothing.regime)
-        self._cosines: dict[str, NDArray[Any]] = {}
-        self._remark = ""
+        self._controllers: list[SmoothingController] = []  # of the outputs
+        self._diverged: Output | None = None
+        self._evaluator: Evaluator | None = None
         self._clock = time.perf_counter()
         self._clock_updates = self.agent.updates
 
     # The whole
 
-    def do(self) -> Path:
-        """Pretrain, switch, fine-tune; returns the run's folder."""
+    def do(self) -> list[Path]:
+        """Pretrain, switch, fine-tune; returns the folders of the runs."""
         config = self.config
-        if config.overwrite and self.out.is_dir():
-            shutil.rmtree(self.out)
-        manifest = make_manifest(self.prepared)
-        self.origin: dict[str, Any] = manifest["score"]
-        # Sinks that the user asked for and that are not installed are an error before anything is written.
-        sinks = open_sinks(
-            self.out,
-            name=self.out.name,
-            config={**manifest["config"], "dataset_used": manifest["dataset"], "score": manifest["score"]},
-            seeds=self.seeds,
-            wandb=config.wandb,
-            tensorboard=config.tensorboard,
-            project=config.wandb_project,
-            warn=self.progress.note,
-        )
-        self.tracker = Tracker(LocalFiles(self.out), sinks, warn=self.progress.note)
-        self.tracker.manifest(manifest)
+        for output in self.outputs:
+            output.open_sinks()
+        for output in self.outputs:
+            output.open()
         status = "failed"
-        evaluator = None
         try:
-            evaluator = self.evaluator = Evaluator(
-                self.task, self.seeds, envs=min(config.evaluation.eval_envs, config.evaluation.eval_episodes)
-            )
             if self.dataset is not None:
                 self.learner.offline_rows = ReplayBuffer.from_transitions(
                     self.dataset.transitions,
@@ -129,28 +118,28 @@ class Run:
             if config.online_steps > 0:
                 # Now rather than at the switch: memory that is not there should not cost a pretraining.
                 self.learner.online_rows = self.online_rows = self._online_buffer()
-            record = self.forked if self.forked is not None else self.pretrain()
-            for row in record.rows:
-                self.tracker.evaluation(row)
-            save_checkpoint(self.out / "checkpoints" / "switch", self.agent, record)
+            records = self.pretrain() if self.forked is None else [self.forked] * len(self.outputs)
+            self._spread()
+            for output, record in zip(self.outputs, records, strict=True):
+                output.switch(record, self.agent)
             if config.online_steps > 0:
-                self.finetune(record)
-            self._picture()
+                self.finetune(records)
+            for output in self.outputs:
+                output.picture()
             status = "completed"
         except KeyboardInterrupt:
             status = "interrupted"
             raise
         finally:
-            manifest |= {"status": status, "finished": now()}
-            self.tracker.manifest(manifest)
-            self.tracker.close(status)
-            if evaluator is not None:
-                evaluator.close()
-        return self.out
+            for output in self.outputs:
+                output.close(status if self._diverged in (None, output) else "interrupted")
+            if self._evaluator is not None:
+                self._evaluator.close()
+        return [output.out for output in self.outputs]
 
     # Offline
 
-    def pretrain(self) -> SwitchRecord:
+    def pretrain(self) -> list[SwitchRecord]:
         """Offline updates; ends with the evaluation at the switch."""
         config, agent = self.config, self.agent
         if self.dataset is not None and agent.config.normalize_observations:
@@ -161,23 +150,23 @@ class Run:
         for update in range(1, config.offline_updates + 1):
             info = self.learner.offline_update()
             if update % log_every == 0 or update == config.offline_updates:
-                self._log_metrics("offline", 0, info, [{}] * self.members)
+                self._log("offline", 0, info, [{}] * self.members)
             if update % 50 == 0 or update == config.offline_updates:
-                self.progress.update(f"{self.label}offline", update, config.offline_updates)
+                for output in self.outputs:
+                    output.show("offline", update, config.offline_updates, "")
             if every and update % every == 0 and update < config.offline_updates:
-                self._evaluate("offline", 0, index=update, episodes=config.evaluation.eval_episodes)
+                self._evaluate("offline", 0, index=update)
         evaluation = self._run_evaluation(ONLINE_EVALUATIONS, config.evaluation.switch_episodes)
-        rows = self._rows(evaluation, "switch", 0)
-        return SwitchRecord(
-            task=self.task.id,
-            dataset=None if self.dataset is None else describe_dataset(self.dataset),
-            reward_scale=self.reward_map.scale,
-            reward_shift=self.reward_map.shift,
-            offline_updates=config.offline_updates,
-            settings=inherited(config),
-            rows=rows,
-            returns=evaluation.returns.tolist(),
-        )
+        return [output.record(evaluation, agent.updates) for output in self.outputs]
+
+    def _spread(self) -> None:
+        """At the switch: members that were pretrained once become as many as they are from now on."""
+        members = self.prepared.members
+        if self.forked is None and members.shares_pretraining:
+            self.agent = take_members(
+                self.agent, members.pretrained_as, config=members.hyper, overrides=members.overrides
+            )
+            self.learner.agent = self.agent
 
     # Online
 
@@ -187,12 +176,16 @@ class Run:
         capacity = min(config.buffer_size, steps)
         return ReplayBuffer(self.members, capacity, agent.obs_dim, agent.action_dim, device=agent.device)
 
-    def finetune(self, record: SwitchRecord) -> None:
+    def finetune(self, records: Sequence[SwitchRecord]) -> None:
         """Interaction and smoothed updates for the online budget."""
         config, agent = self.config, self.agent
-        smoothing, budget, n = config.smoothing, config.online_steps, config.num_envs
-        controller = smoothing.controller(members=self.members, lanes=n, random_return=self.task.ref_random)
-        if smoothing.regime == "discard":
+        budget, n = config.online_steps, config.num_envs
+        self._controllers = [
+            output.config.smoothing.controller(members=len(output.seeds), lanes=n, random_return=self.task.ref_random)
+            for output in self.outputs
+        ]
+        controller = self._controllers[0] if len(self._controllers) == 1 else JointController(self._controllers)
+        if config.smoothing.regime == "discard":
             self.learner.offline_rows = None
         collector = Collector(
             make_vector_env(self.task, self.members * n, vectorizer=config.vectorizer),
@@ -201,134 +194,83 @@ class Run:
             reward_map=self.reward_map,
             discount=agent.config.discount,
             seeds=[s for seed in self.seeds for s in env_seeds(seed, Stream.TRAIN_ENV, n)],
+            overlap=overlaps(config.overlap, config.vectorizer, agent.device),
         )
-        uniform = random_policy(
-            agent.action_low, agent.action_high, [generator(s, Stream.RANDOM_ACTIONS) for s in self.seeds]
+        settings = OnlineSettings(
+            env_steps=budget,
+            utd=config.utd,
+            update_after=config.update_after,
+            random_steps=config.random_steps,
+            log_every=config.log_every or max(1, budget // 100),
+            evaluate_at=config.evaluation.online_steps(budget),
         )
-
-        def explore(obs: FloatArray) -> FloatArray:
-            return agent.act(obs, deterministic=False, step=collector.env_steps)
-
-        log_every = config.log_every or max(1, budget // 100)
-        points = config.evaluation.online_steps(budget)
-        returns: list[list[float]] = [[] for _ in self.seeds]
-        info: Metrics = {}
-        updates = 0
-        next_log = 0
-        controller.start()
         self._clock, self._clock_updates = time.perf_counter(), agent.updates
-        try:
-            while collector.env_steps < budget:
-                episodes = collector.step(uniform if collector.env_steps < config.random_steps else explore)
-                for episode in episodes:
-                    controller.observe_episodes(episode.member, [episode.episode_return], lane=episode.lane)
-                    returns[episode.member].append(episode.episode_return)
-                controller.advance(env_steps=n)
-                t = collector.env_steps
-                due = int(config.utd * max(0, t - config.update_after)) - updates
-                for _ in range(due):
-                    if smoothing.weight_in == "effective" and updates % NORMS_EVERY == 0:
-                        self._measure_gradients(controller)
-                    info = self.learner.online_update(controller.mix())
-                    controller.advance(updates=1)
-                    updates += 1
-                if t >= next_log and info:
-                    next_log = t + log_every
-                    if any(controller.mix().kind(c) == "mixed" for c in COMPONENTS):
-                        self._measure_gradients(controller)
-                    signals = controller.log()
-                    for m in range(self.members):
-                        recent = returns[m][-10:]
-                        if recent:
-                            signals[m]["collect/return"] = float(np.mean(recent))
-                    self._log_metrics("online", t, info, signals)
-                if points and t >= points[0]:
-                    while points and t >= points[0]:
-                        points.pop(0)
-                    self.progress.update(f"{self.label}online", min(t, budget), budget, "evaluating")
-                    score = self._evaluate(
-                        "online", t, index=ONLINE_EVALUATIONS + t, episodes=config.evaluation.eval_episodes
-                    )
-                    self._remark = score
-                self.progress.update(f"{self.label}online", min(t, budget), budget, self._remark)
-        finally:
-            collector.close()
-        save_checkpoint(self.out / "checkpoints" / "final", agent, record, controller.state_dict())
-        if config.save_online:
-            made_by = f"online steps of {agent.name}"
-            try:
-                write_online(
-                    self.out,
-                    self.online_rows,
-                    self.seeds,
-                    num_envs=n,
-                    reward_map=self.reward_map,
-                    record={"task": self.task.id, "provenance": "generated", "made_by": made_by},
-                )
-            except O2OError as error:  # a full disk should not cost the run
-                self.progress.note(f"warning: the online data are not kept: {error}")
+        finetune(self.learner, collector, controller, settings, self)
+        for output, record, own in zip(self.outputs, records, self._controllers, strict=True):
+            output.final(record, agent, own)
+            output.online_data(self.online_rows, f"online steps of {agent.name}")
 
-    def _measure_gradients(self, controller: SmoothingController) -> None:
-        report = self.learner.gradients(controller.mix())
-        controller.observe_gradients(
-            {
-                name: (g.norm_offline.double().cpu().numpy(), g.norm_online.double().cpu().numpy())
-                for name, g in report.items()
-            }
-        )
-        self._cosines = {f"smoothing/{name}_gradient_cosine": g.cosine.cpu().numpy() for name, g in report.items()}
+    def log(self, env_steps: int, info: Metrics, signals: Sequence[Mapping[str, float]]) -> None:
+        """See `Observer`."""
+        self._log("online", env_steps, info, signals)
+
+    def evaluate(self, env_steps: int) -> None:
+        """See `Observer`."""
+        budget = self.config.online_steps
+        for output in self.outputs:
+            output.show("online", min(env_steps, budget), budget, "evaluating")
+        self._evaluate("online", env_steps, index=ONLINE_EVALUATIONS + env_steps)
+
+    def show(self, env_steps: int) -> None:
+        """See `Observer`."""
+        budget = self.config.online_steps
+        for output in self.outputs:
+            output.show("online", min(env_steps, budget), budget)
 
     # What is written down
 
     def _run_evaluation(self, index: int, episodes: int) -> Evaluation:
-        return self.evaluator.run(self.agent.act, episodes=episodes, index=index)
+        agent, evaluation = self.agent, self.config.evaluation
+        if self._evaluator is not None and self._evaluator.seeds != agent.seeds:
+            self._evaluator.close()
+            self._evaluator = None
+        if self._evaluator is None:
+            envs = min(evaluation.eval_envs, evaluation.eval_episodes)
+            self._evaluator = Evaluator(self.task, agent.seeds, envs=envs)
+        return self._evaluator.run(agent.act, episodes=episodes, index=index)
 
-    def _evaluate(self, phase: str, env_steps: int, *, index: int, episodes: int) -> str:
-        evaluation = self._run_evaluation(index, episodes)
-        rows = self._rows(evaluation, phase, env_steps)
-        for row in rows:
-            self.tracker.evaluation(row)
-        scores = self.task.score(evaluation.returns)
-        unit, mean = ("return", evaluation.returns.mean()) if scores is None else ("score", scores.mean())
-        data = self.origin[f"behaviour_{unit}"]
-        policy, behaviour = (f"{x:.{0 if abs(x) >= 1000 else 1}f}" for x in (mean, 0.0 if data is None else data))
-        if data is None or self.label:  # beside an arm's name 80 columns have no room for it
-            return f"{unit} {policy}"
-        return f"{unit} {policy} (data {behaviour})"
+    def _evaluate(self, phase: str, env_steps: int, *, index: int) -> None:
+        evaluation = self._run_evaluation(index, self.config.evaluation.eval_episodes)
+        for output in self.outputs:
+            output.evaluation(evaluation, phase, env_steps, self.agent.updates)
 
-    def _rows(self, evaluation: Evaluation, phase: str, env_steps: int) -> list[dict[str, Any]]:
-        return evaluation.rows(
-            self.task,
-            phase=phase,
-            env_steps=env_steps,
-            updates=self.agent.updates,
-            seeds=self.seeds,
-            provenance=self.origin["provenance"],
-        )
-
-    def _log_metrics(self, phase: str, env_steps: int, info: Metrics, signals: Sequence[Mapping[str, float]]) -> None:
+    def _log(self, phase: str, env_steps: int, info: Metrics, signals: Sequence[Mapping[str, float]]) -> None:
         now = time.perf_counter()
-        speed = (self.agent.updates - self._clock_updates) / max(now - self._clock, 1e-9)
-        self._clock, self._clock_updates = now, self.agent.updates
+        updates = self.agent.updates
+        speed = (updates - self._clock_updates) / max(now - self._clock, 1e-9)
+        self._clock, self._clock_updates = now, updates
         values = {name: tensor.double().cpu().numpy() for name, tensor in info.items()}
-        values |= self._cosines
-        self._cosines = {}  # of this line alone: they are not measured once a ramp has ended
-        for m, seed in enumerate(self.seeds):
-            row: dict[str, Any] = {"phase": phase, "env_steps": env_steps, "updates": self.agent.updates, "seed": seed}
-            row |= {name: float(value[m]) for name, value in values.items()}
-            row |= dict(signals[m])
-            row["time/updates_per_s"] = speed
-            self.tracker.metrics(row)
-        for name, value in values.items():
-            if not np.isfinite(value).all():
-                seed = self.seeds[int(np.argmin(np.isfinite(value)))]
-                raise Diverged(
-                    f"training diverged: {name} of seed {seed} is {value[~np.isfinite(value)][0]} after "
-                    f"{self.agent.updates} updates; lower the learning rates, or scale the rewards. "
-                    f"What was logged is in {self.out}"
-                )
+        errors: list[tuple[Output, Diverged]] = []
+        for i, output in enumerate(self.outputs):
+            seen: Values = values
+            if len(self.outputs) > 1 and phase == "online":
+                seen = self._own(i, values)
+            own = [signals[m] for m in output.positions(phase)]
+            try:
+                output.metrics(phase, env_steps, updates, seen, own, speed)
+            except Diverged as error:  # the others write their rows first
+                errors.append((output, error))
+        if errors:
+            self._diverged = errors[0][0]
+            raise errors[0][1]
 
-    def _picture(self) -> None:
-        from o2o_smooth.training.pictures import draw_run  # matplotlib is slow to import
-
-        draw_run(self.out)
+    def _own(self, index: int, values: Values) -> Values:
+        """The metrics of the latest update that one of the runs would have alone."""
+        agent, controller, used = self.agent, self._controllers[index], self.learner.mix
+        if used is None:
+            return values
+        own = list(self.outputs[index].arm.members)
+        mix = Mix({name: w[own] for name, w in used.weights.items()}, used.offline_fraction, used.mode)
+        plan, _ = make_plan(agent.offline, agent.online, mix, updates=agent.updates - 1, one_batch=True)
+        measured = any(controller.mix().kind(c) == "mixed" for c in COMPONENTS)
+        return own_metrics(values, plan, measured=measured)

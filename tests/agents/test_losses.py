@@ -106,7 +106,7 @@ def test_truncated_step_bootstraps_and_terminated_does_not(name: str) -> None:
 
 
 def test_tanh_log_prob_is_right_where_the_naive_form_cancels() -> None:
-    from o2o_smooth.agents.networks import tanh_log_prob
+    from o2o_smooth.agents.heads import tanh_log_prob
 
     u = torch.tensor([[0.0], [2.0], [9.0], [-15.0]], dtype=torch.float64)
     zero = torch.zeros_like(u)

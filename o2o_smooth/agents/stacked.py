@@ -1,0 +1,156 @@
+"""An MLP stack evaluated by the native CPU kernels, inside torch's autograd and inside compiled graphs.
+
+In eager mode a Python autograd function calls the kernels; under torch.compile the same calls are opaque operators, so
+that a compiled step keeps them and fuses the losses around them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from o2o_smooth.kernels.cpu import StackedNet, Workspace, layer_sizes, saved_floats, unavailable
+
+if TYPE_CHECKING:
+    from o2o_smooth.agents.networks import MLP
+
+Parts = Sequence[Sequence[Tensor]]  # weights, biases, gains and shifts of the layers
+_ready: bool | None = None
+
+
+def make_ready() -> None:
+    """Build and load the kernels if that has not been tried yet; outside of any compiled graph."""
+    global _ready
+    if _ready is None:
+        _ready = unavailable() is None
+
+
+def kernels_take(x: Tensor) -> bool:
+    """Whether a tensor is for the kernels: float32 on the CPU, where they could be built."""
+    return bool(_ready) and x.dtype == torch.float32 and x.device.type == "cpu"
+
+
+def stacked_forward(mlp: MLP, x: Tensor, *, frozen: bool, copies: int) -> Tensor:
+    """As `MLP.forward`: (M, B, in) -> (M, copies, B, out)."""
+    if torch.compiler.is_compiling():
+        flat = [p.detach() if frozen else p for part in mlp.parts for p in part]
+        out, _ = stack_forward(x.contiguous(), flat, copies, mlp.layer_norm)
+        return out
+    if x.stride(2) != 1:
+        x = x.contiguous()
+    if not torch.is_grad_enabled():
+        return _bound(mlp).forward(x, copies)[0]
+    if copies < mlp.copies and not frozen:
+        raise ValueError("fewer copies than all have no gradients of the parameters here; use frozen=True")
+    parameters = [] if frozen else [p for part in mlp.parts for p in part]
+    result: Tensor = _Stacked.apply(x, mlp, copies, *parameters)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _bound(mlp: MLP) -> StackedNet:
+    if mlp.native is None:
+        mlp.native = StackedNet(mlp.members, mlp.copies, layer_sizes(mlp.parts[0]), layer_norm=mlp.layer_norm)
+    mlp.native.bind(mlp.parts)
+    return mlp.native
+
+
+class _Stacked(torch.autograd.Function):
+    """Parameters come as arguments so that autograd knows them; a frozen stack comes without any."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mlp: MLP, copies: int, *parameters: Tensor) -> Tensor:
+        out, saved = _bound(mlp).forward(x, copies)
+        ctx.mlp, ctx.saved = mlp, saved
+        ctx.save_for_backward(x)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        wants, mlp = ctx.needs_input_grad, ctx.mlp
+        learns = any(wants[3:])
+        gradients, dx = _bound(mlp).backward(x, ctx.saved, grads[0], mlp.parts if learns else None, want_input=wants[0])
+        missing = [] if learns else [None] * (len(wants) - 3)
+        return (dx, None, None, *gradients, *missing)
+
+
+# The same as operators, for compiled graphs
+
+_nets: dict[tuple[int, ...], StackedNet] = {}
+
+
+def _parts(flat: Sequence[Tensor], layer_norm: bool) -> tuple[list[Tensor], ...]:
+    """Undo the flattening: weights, biases, gains and shifts."""
+    layers = (len(flat) + 2) // 4 if layer_norm else len(flat) // 2
+    norms = layers - 1 if layer_norm else 0
+    rest = iter(flat)
+    return tuple([next(rest) for _ in range(n)] for n in (layers, layers, norms, norms))
+
+
+def _net(flat: Sequence[Tensor], layer_norm: bool) -> StackedNet:
+    key = tuple([p.data_ptr() for p in flat])
+    net = _nets.get(key)
+    if net is None:
+        parts = _parts(flat, layer_norm)
+        if len(_nets) > 256:  # agents come and go
+            _nets.clear()
+        net = _nets[key] = StackedNet(*flat[0].shape[:2], layer_sizes(parts[0]), layer_norm=layer_norm)
+        net.bind(parts)
+    return net
+
+
+@torch.library.custom_op("o2o_smooth::stack_forward", mutates_args=())
+def stack_forward(x: Tensor, flat: list[Tensor], copies: int, layer_norm: bool) -> tuple[Tensor, Tensor]:
+    """Output (M, copies, B, out) and what the backward pass needs."""
+    net = _net(flat, layer_norm)
+    size = saved_floats(net.members, copies, net.sizes, x.shape[1], layer_norm=layer_norm)
+    saved = torch.empty(size, dtype=torch.float32)
+    return net.forward(x, copies, Workspace(size, saved))[0], saved
+
+
+@stack_forward.register_fake
+def _(x: Tensor, flat: list[Tensor], copies: int, layer_norm: bool) -> tuple[Tensor, Tensor]:
+    sizes = layer_sizes(_parts(flat, layer_norm)[0])
+    members, rows = x.shape[:2]
+    size = saved_floats(members, copies, sizes, rows, layer_norm=layer_norm)
+    return x.new_empty((members, copies, rows, sizes[-1])), x.new_empty(size)
+
+
+@torch.library.custom_op("o2o_smooth::stack_backward", mutates_args=())
+def stack_backward(
+    x: Tensor, saved: Tensor, grad: Tensor, flat: list[Tensor], layer_norm: bool, learns: bool, want_input: bool
+) -> list[Tensor]:
+    """Gradients of the parameters, if they learn, and then of the input, if it is wanted."""
+    parts = _parts(flat, layer_norm)
+    gradients, dx = _net(flat, layer_norm).backward(
+        x, Workspace(saved.numel(), saved), grad, parts if learns else None, want_input=want_input
+    )
+    return gradients if dx is None else [*gradients, dx]
+
+
+@stack_backward.register_fake
+def _(
+    x: Tensor, saved: Tensor, grad: Tensor, flat: list[Tensor], layer_norm: bool, learns: bool, want_input: bool
+) -> list[Tensor]:
+    gradients = [torch.empty_like(p) for p in flat] if learns else []
+    return [*gradients, torch.empty_like(x)] if want_input else gradients
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, flat, _, ctx.layer_norm = inputs
+    ctx.learns = any(p.requires_grad for p in flat)
+    ctx.save_for_backward(x, output[1], *flat)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> Any:
+    x, saved, *flat = ctx.saved_tensors
+    want_input = ctx.needs_input_grad[0]
+    gradients = stack_backward(x, saved, grad.contiguous(), flat, ctx.layer_norm, ctx.learns, want_input)
+    dx = gradients[-1] if want_input else None
+    return dx, (list(gradients[: len(flat)]) if ctx.learns else [None] * len(flat)), None, None
+
+
+stack_forward.register_autograd(_backward, setup_context=_keep)

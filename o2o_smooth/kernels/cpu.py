@@ -1,0 +1,284 @@
+"""The native CPU kernels (cpu.c), called on torch tensors: stacked perceptrons forward and backward, and Adam.
+
+`networks.MLP` and `optimizer.MemberAdam` use them for float32 on the CPU and go the plain way in torch otherwise; both
+ways are held together by tests.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from o2o_smooth.kernels.build import BuildError, load
+
+MAX_LAYERS = 16  # as in cpu.c
+_POINTERS = ctypes.c_void_p * MAX_LAYERS
+
+
+class _Net(ctypes.Structure):
+    _fields_ = (
+        ("members", ctypes.c_int64),
+        ("copies", ctypes.c_int64),
+        ("layers", ctypes.c_int64),
+        ("layer_norm", ctypes.c_int64),
+        ("used", ctypes.c_int64),
+        ("dims", ctypes.c_int64 * (MAX_LAYERS + 1)),
+        ("w", _POINTERS),
+        ("b", _POINTERS),
+        ("gain", _POINTERS),
+        ("shift", _POINTERS),
+    )
+
+
+class _Slot(ctypes.Structure):
+    _fields_ = (
+        ("parameter", ctypes.c_void_p),
+        ("first", ctypes.c_void_p),
+        ("second", ctypes.c_void_p),
+        ("target", ctypes.c_void_p),
+        ("grad", ctypes.c_void_p),
+        ("rate", ctypes.c_void_p),
+        ("root", ctypes.c_void_p),
+        ("tau", ctypes.c_void_p),
+        ("size", ctypes.c_int64),
+    )
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The kernels, built, loaded and bound to torch's matrix product.
+
+    Raises:
+        BuildError: Says why they cannot be had here.
+    """
+    lib = load()
+    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        blas = ctypes.CDLL(str(path))
+        sgemm = ctypes.cast(blas.sgemm_, ctypes.c_void_p)
+    except (OSError, AttributeError):
+        raise BuildError("this build of torch does not show its BLAS (sgemm_)") from None
+    threads = getattr(blas, "MKL_Set_Num_Threads_Local", None)
+    i64, pointer, integer = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
+    lib.o2o_init.argtypes, lib.o2o_init.restype = [pointer, pointer], None
+    lib.o2o_saved.argtypes, lib.o2o_saved.restype = [pointer, i64], i64
+    lib.o2o_scratch.argtypes, lib.o2o_scratch.restype = [pointer, i64], i64
+    lib.o2o_forward.argtypes = [pointer, pointer, i64, i64, i64, pointer, pointer, integer]
+    lib.o2o_backward.argtypes = [pointer, pointer, i64, i64, i64, *[pointer] * 8, integer]
+    f32 = ctypes.c_float
+    lib.o2o_adam.argtypes = [pointer, i64, i64, f32, f32, f32, integer]
+    lib.o2o_td_error.argtypes = [pointer, pointer, i64, i64, i64, pointer, pointer]
+    lib.o2o_expectile.argtypes = [pointer, pointer, pointer, i64, i64, pointer, pointer]
+    lib.o2o_log_prob.argtypes = [pointer, pointer, pointer, i64, i64, i64, pointer, pointer]
+    lib.o2o_sample.argtypes = [pointer, pointer, i64, i64, i64, i64, pointer, pointer]
+    lib.o2o_sample_back.argtypes = [*[pointer] * 5, i64, i64, i64, i64, pointer]
+    for name in ("forward", "backward", "adam", "td_error", "expectile", "log_prob", "sample", "sample_back"):
+        getattr(lib, f"o2o_{name}").restype = None
+    lib.o2o_init(sgemm, None if threads is None else ctypes.cast(threads, pointer))
+    return lib
+
+
+@cache
+def unavailable() -> str | None:
+    """Why the kernels cannot be used; None where they can."""
+    try:
+        library()
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+def saved_floats(members: int, copies: int, sizes: Sequence[int], rows: int, *, layer_norm: bool) -> int:
+    """Floats that a forward pass leaves for the backward pass; o2o_saved in cpu.c."""
+    per_row = sum(sizes[1:-1])
+    if layer_norm:
+        per_row = 2 * per_row + len(sizes) - 2
+    return members * copies * rows * per_row
+
+
+class Workspace:
+    """Memory of one pass, kept for the next: fresh pages for every pass would cost more than the arithmetic on them."""
+
+    _free: dict[int, list[Tensor]] = {}  # noqa: RUF012  # shared by all networks of the process
+
+    def __init__(self, size: int, tensor: Tensor | None = None) -> None:
+        free = self._free.get(size)
+        self.size, self.owned = size, tensor is None
+        if tensor is not None:  # somebody else's memory
+            self.tensor, self.pointer = tensor, tensor.data_ptr()
+            return
+        self.tensor = free.pop() if free else torch.empty(size, dtype=torch.float32)
+        self.pointer = self.tensor.data_ptr()
+
+    def __del__(self) -> None:
+        if not self.owned:
+            return
+        kept = self._free.setdefault(self.size, [])
+        if len(kept) < 4:
+            kept.append(self.tensor)
+
+
+class StackedNet:
+    """The kernels' view of a stack of perceptrons.
+
+    Args:
+        members: M.
+        copies: E.
+        sizes: Features of every layer, input first.
+        layer_norm: LayerNorm in the hidden layers.
+    """
+
+    def __init__(self, members: int, copies: int, sizes: Sequence[int], *, layer_norm: bool) -> None:
+        self.lib = library()
+        self.members, self.copies, self.sizes = members, copies, tuple(sizes)
+        self.net = _Net(members, copies, len(sizes) - 1, int(layer_norm), copies)
+        self.net.dims[: len(sizes)] = list(sizes)
+        self.pointer = ctypes.addressof(self.net)
+        self._at: tuple[int, ...] = ()
+        self._sizes: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def bind(self, groups: Sequence[Sequence[Tensor]]) -> None:
+        """Use these parameters: weights, biases, gains and shifts of the layers, contiguous float32."""
+        at = tuple([p.data_ptr() for group in groups for p in group])
+        if at == self._at:
+            return
+        self._at = at
+        for field, group in zip((self.net.w, self.net.b, self.net.gain, self.net.shift), groups, strict=True):
+            for i, parameter in enumerate(group):
+                field[i] = parameter.data_ptr()
+
+    def _floats(self, rows: int, copies: int) -> tuple[int, int]:
+        """Workspace that a pass leaves behind, and that a backward pass needs for itself."""
+        self.net.used = copies
+        sizes = self._sizes.get((rows, copies))
+        if sizes is None:
+            sizes = (self.lib.o2o_saved(self.pointer, rows), self.lib.o2o_scratch(self.pointer, rows))
+            self._sizes[rows, copies] = sizes
+        return sizes
+
+    def forward(self, x: Tensor, copies: int, saved: Workspace | None = None) -> tuple[Tensor, Workspace]:
+        """(M, B, in), features side by side -> (M, copies, B, out) of the first copies, and what `backward` needs."""
+        rows = x.shape[1]
+        size, _ = self._floats(rows, copies)
+        saved = saved or Workspace(size)
+        out = torch.empty((self.members, copies, rows, self.sizes[-1]), dtype=torch.float32)
+        self.lib.o2o_forward(
+            self.pointer,
+            x.data_ptr(),
+            x.stride(1),
+            x.stride(0),
+            rows,
+            saved.pointer,
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out, saved
+
+    def backward(
+        self,
+        x: Tensor,
+        saved: Workspace,
+        grad: Tensor,
+        parameters: Sequence[Sequence[Tensor]] | None,
+        want_input: bool,
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Gradients of the parameters (in the order given; none where None) and of the input, (M, B, in).
+
+        Args:
+            x: The input of the forward pass.
+            saved: What that pass left.
+            grad: Gradient of its output, (M, copies, B, out); of all copies where parameters are given.
+            parameters: Weights, biases, gains and shifts, as bound.
+            want_input: Whether the input's gradient is wanted.
+        """
+        rows, copies = x.shape[1], grad.shape[1]
+        scratch = Workspace(self._floats(rows, copies)[1])
+        dx = None
+        if want_input:
+            dx = torch.empty((self.members, copies, rows, self.sizes[0]), dtype=torch.float32)
+        gradients: list[Tensor] = []
+        pointers: list[object] = [None] * 4
+        if parameters is not None:
+            for k, group in enumerate(parameters):
+                made = [torch.empty_like(p) for p in group]
+                gradients += made
+                pointers[k] = _POINTERS(*[g.data_ptr() for g in made])
+        self.lib.o2o_backward(
+            self.pointer,
+            x.data_ptr(),
+            x.stride(1),
+            x.stride(0),
+            rows,
+            saved.pointer,
+            grad.contiguous().data_ptr(),
+            scratch.pointer,
+            *pointers,
+            None if dx is None else dx.data_ptr(),
+            torch.get_num_threads(),
+        )
+        if dx is not None:
+            dx = dx.squeeze(1) if copies == 1 else dx.sum(1)
+        return gradients, dx
+
+
+class AdamSlots:
+    """Parameters, their moments and, where they have one, their target networks, as the kernel walks through them.
+
+    Args:
+        parameters: (M, ...) each.
+        first: First moments.
+        second: Second moments.
+        targets: Target networks' parameters.
+        scales: Of each parameter, the (3, M) float32 array that holds its component's rate, root and tau; see o2o_adam
+            in cpu.c. It is read at every step.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        first: Sequence[Tensor],
+        second: Sequence[Tensor],
+        targets: Sequence[Tensor | None],
+        scales: Sequence[NDArray[np.float32]],
+    ) -> None:
+        self.lib = library()
+        self.members = len(parameters[0])
+        self.slots = (_Slot * len(parameters))()
+        for slot, p, a, v, t, scale in zip(self.slots, parameters, first, second, targets, scales, strict=True):
+            slot.parameter, slot.first, slot.second = p.data_ptr(), a.data_ptr(), v.data_ptr()
+            slot.target = None if t is None else t.data_ptr()
+            slot.rate, slot.root, slot.tau = (row.ctypes.data for row in scale)
+            slot.size = p.numel() // self.members
+        self.at = tuple([p.data_ptr() for p in parameters])
+        self._kept = (list(first), list(second), list(targets), list(scales))  # what the pointers point at
+
+    def step(self, gradients: Sequence[Tensor | None], betas: tuple[float, float], eps: float) -> None:
+        """One step with the scales as they are now."""
+        kept = []
+        for slot, gradient in zip(self.slots, gradients, strict=True):
+            if gradient is None:
+                slot.grad = None
+                continue
+            if not gradient.is_contiguous():
+                gradient = gradient.contiguous()
+                kept.append(gradient)
+            slot.grad = gradient.data_ptr()
+        self.lib.o2o_adam(
+            ctypes.addressof(self.slots), len(self.slots), self.members, *betas, eps, torch.get_num_threads()
+        )
+
+
+def layer_sizes(weights: Sequence[Tensor]) -> list[int]:
+    """Features of every layer, input first, of weights (M, E, in, out)."""
+    sizes = [weights[0].shape[-2], *(w.shape[-1] for w in weights)]
+    if any(a.shape[-1] != b.shape[-2] for a, b in pairwise(weights)):
+        raise ValueError(f"layers do not fit: {[tuple(w.shape) for w in weights]}")
+    return sizes

@@ -1,0 +1,228 @@
+/* The small losses around the networks, fp32 on a CPU: each call gives values and gradients in one pass over the rows,
+ * where torch would make a dozen calls that cost more than their arithmetic.
+ *
+ * M members, B rows, A action features; all arrays contiguous. Gradients are those of agents/heads.py's formulas.
+ */
+#include <math.h>
+#include <stdint.h>
+
+#define LOG_STD_MIN -5.0f
+#define LOG_STD_MAX 2.0f
+#define LOG_2 0.69314718055994531f
+#define HALF_LOG_2PI 0.91893853320467274f
+#define PARALLEL 4096 /* elements below which one thread is faster than waking the others */
+
+/* exp and log to about one unit in the last place, in a form that compilers turn into vector code; NaN stays NaN. */
+static inline float exp_(float x) {
+    float clipped = x > 88.0f ? 88.0f : (x < -87.0f ? -87.0f : x);
+    float n = nearbyintf(clipped * 1.44269504088896341f);
+    float r = clipped - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    union {
+        int32_t i;
+        float f;
+    } scale = {.i = ((int32_t)n + 127) << 23};
+    return p * scale.f;
+}
+
+static inline float log_(float x) { /* for x > 0 */
+    union {
+        float f;
+        int32_t i;
+    } u = {.f = x};
+    int32_t e = (u.i - 0x3f3504f3) >> 23; /* x = 2^e m, m in [sqrt(1/2), sqrt(2)) */
+    u.i -= e << 23;
+    float m = u.f - 1.0f, z = m * m;
+    float p = 7.0376836292e-2f;
+    p = p * m - 1.1514610310e-1f;
+    p = p * m + 1.1676998740e-1f;
+    p = p * m - 1.2420140846e-1f;
+    p = p * m + 1.4249322787e-1f;
+    p = p * m - 1.6668057665e-1f;
+    p = p * m + 2.0000714765e-1f;
+    p = p * m - 2.4999993993e-1f;
+    p = p * m + 3.3333331174e-1f;
+    float fe = (float)e;
+    return m + (m * z * p + fe * -2.12194440e-4f - 0.5f * z) + fe * 0.693359375f + 0.0f * x; /* keeps NaN */
+}
+
+static inline float clamp_(float x, float low, float high) { return x < low ? low : (x > high ? high : x); }
+
+/* 2 (log 2 - u - softplus(-2u)) = log(1 - tanh(u)^2), without cancellation for large |u|. */
+static inline float squash_(float u) {
+    float a = fabsf(u), e = exp_(-2.0f * a); /* even in u */
+    float one = 1.0f + e, log1p = log_(one) + (e - (one - 1.0f)) / one;
+    return 2.0f * (LOG_2 - a - log1p);
+}
+
+static inline float tanh_(float u) {
+    float a = fabsf(u), square = u * u;
+    float e = exp_(-2.0f * a), far = (1.0f - e) / (1.0f + e);
+    float p = -5.70498872745e-3f; /* near 0 the quotient would lose digits */
+    p = p * square + 2.06390887954e-2f;
+    p = p * square - 5.37397155531e-2f;
+    p = p * square + 1.33314422036e-1f;
+    p = p * square - 3.33332819422e-1f;
+    float near = a + a * square * p;
+    return copysignf(a < 0.625f ? near : far, u);
+}
+
+/* loss (M,) = sum over critics of mean over rows of (q - target)^2, q (M, E, B), target (M, B); dq is the gradient. */
+void o2o_td_error(const float *q, const float *target, int64_t members, int64_t critics, int64_t rows, float *loss,
+                  float *dq) {
+    float scale = 1.0f / (float)rows;
+    for (int64_t m = 0; m < members; m++) {
+        float total = 0.0f;
+        for (int64_t e = 0; e < critics; e++) {
+            const float *restrict at = q + (m * critics + e) * rows, *restrict y = target + m * rows;
+            float *restrict d = dq + (m * critics + e) * rows, sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t r = 0; r < rows; r++) {
+                float error = at[r] - y[r];
+                sum += error * error;
+                d[r] = 2.0f * scale * error;
+            }
+            total += sum * scale;
+        }
+        loss[m] = total;
+    }
+}
+
+/* loss (M,) = mean over rows of |expectile - 1(u < 0)| u^2, u = target - v, both (M, B); dv is the gradient. */
+void o2o_expectile(const float *target, const float *v, const float *expectile, int64_t members, int64_t rows,
+                   float *loss, float *dv) {
+    float scale = 1.0f / (float)rows;
+    for (int64_t m = 0; m < members; m++) {
+        const float *restrict y = target + m * rows, *restrict at = v + m * rows;
+        float *restrict d = dv + m * rows, sum = 0.0f, above = expectile[m], below = 1.0f - above;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t r = 0; r < rows; r++) {
+            float u = y[r] - at[r], weight = u < 0.0f ? below : above;
+            sum += weight * u * u;
+            d[r] = -2.0f * scale * weight * u;
+        }
+        loss[m] = sum * scale;
+    }
+}
+
+/* The Gaussian heads work on tiles of rows, laid out feature after feature without gaps: a row alone has too few actions
+ * to fill a vector. */
+#define TILE 1024
+
+static inline int64_t tile_rows(int64_t rows, int64_t dim) {
+    int64_t fit = TILE / dim < 1 ? 1 : TILE / dim;
+    return rows < fit ? rows : fit;
+}
+
+/* Means and clamped log deviations of n rows, and where the clamp lets gradients through. */
+static void split(const float *restrict out, int64_t n, int64_t dim, float *restrict mean, float *restrict log_std,
+                  float *restrict inside) {
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < dim; j++) {
+            float raw = out[r * 2 * dim + dim + j], clamped = clamp_(raw, LOG_STD_MIN, LOG_STD_MAX);
+            mean[r * dim + j] = out[r * 2 * dim + j];
+            log_std[r * dim + j] = clamped;
+            inside[r * dim + j] = raw == clamped ? 1.0f : 0.0f;
+        }
+}
+
+static void row_sums(const float *restrict x, int64_t n, int64_t dim, float *restrict sums) {
+    for (int64_t r = 0; r < n; r++) {
+        float sum = 0.0f;
+        for (int64_t j = 0; j < dim; j++) sum += x[r * dim + j];
+        sums[r] = sum;
+    }
+}
+
+/* log_prob (N,) of actions (N, A) under tanh-Gaussians out (N, 2A) = mean, log deviation; d (N, 2A) is the gradient of
+ * log_prob. Actions are clipped to +-(1 - edge), edge (M,), N = M rows. */
+void o2o_log_prob(const float *out, const float *action, const float *edge, int64_t members, int64_t rows, int64_t dim,
+                  float *log_prob, float *d) {
+    int64_t tile = tile_rows(rows, dim), tiles = (rows + tile - 1) / tile;
+#pragma omp parallel for schedule(static) if (members * rows * dim > PARALLEL)
+    for (int64_t t = 0; t < members * tiles; t++) {
+        int64_t at = t / tiles * rows + t % tiles * tile, left = rows - t % tiles * tile, n = left < tile ? left : tile;
+        float mean[tile * dim], log_std[tile * dim], inside[tile * dim], value[tile * dim];
+        split(out + at * 2 * dim, n, dim, mean, log_std, inside);
+        const float *restrict a = action + at * dim;
+        float bound = 1.0f - edge[t / tiles];
+        for (int64_t i = 0; i < n * dim; i++) {
+            float clipped = clamp_(a[i], -bound, bound);
+            float u = 0.5f * log_((1.0f + clipped) / (1.0f - clipped)), inverse = exp_(-log_std[i]);
+            float z = (u - mean[i]) * inverse;
+            value[i] = -0.5f * z * z - log_std[i] - HALF_LOG_2PI - squash_(u);
+            mean[i] = z * inverse; /* from here on: the gradients */
+            log_std[i] = inside[i] * (z * z - 1.0f);
+        }
+        row_sums(value, n, dim, log_prob + at);
+        for (int64_t r = 0; r < n; r++)
+            for (int64_t j = 0; j < dim; j++) {
+                d[(at + r) * 2 * dim + j] = mean[r * dim + j];
+                d[(at + r) * 2 * dim + dim + j] = log_std[r * dim + j];
+            }
+    }
+}
+
+/* Samples action (M, n, B, A) = tanh(mean + deviation noise) from out (M, B, 2A), and their log_prob (M, n, B). */
+void o2o_sample(const float *out, const float *noise, int64_t members, int64_t n, int64_t rows, int64_t dim,
+                float *action, float *log_prob) {
+    int64_t tile = tile_rows(rows, dim), tiles = (rows + tile - 1) / tile;
+#pragma omp parallel for schedule(static) if (members * n * rows * dim > PARALLEL)
+    for (int64_t t = 0; t < members * tiles; t++) {
+        int64_t m = t / tiles, first = t % tiles * tile, left = rows - first, count = left < tile ? left : tile;
+        float mean[tile * dim], log_std[tile * dim], inside[tile * dim], deviation[tile * dim], value[tile * dim];
+        split(out + (m * rows + first) * 2 * dim, count, dim, mean, log_std, inside);
+        for (int64_t i = 0; i < count * dim; i++) deviation[i] = exp_(log_std[i]);
+        for (int64_t k = 0; k < n; k++) {
+            int64_t at = (m * n + k) * rows + first;
+            const float *restrict e = noise + at * dim;
+            float *restrict a = action + at * dim;
+            for (int64_t i = 0; i < count * dim; i++) {
+                float u = mean[i] + deviation[i] * e[i];
+                a[i] = tanh_(u);
+                value[i] = -0.5f * e[i] * e[i] - log_std[i] - HALF_LOG_2PI - squash_(u);
+            }
+            row_sums(value, count, dim, log_prob + at);
+        }
+    }
+}
+
+/* Gradient d (M, B, 2A) of `out` from those of the samples, da (M, n, B, A), and of their log_prob, dl (M, n, B). */
+void o2o_sample_back(const float *out, const float *noise, const float *action, const float *da, const float *dl,
+                     int64_t members, int64_t n, int64_t rows, int64_t dim, float *d) {
+    int64_t tile = tile_rows(rows, dim), tiles = (rows + tile - 1) / tile;
+#pragma omp parallel for schedule(static) if (members * n * rows * dim > PARALLEL)
+    for (int64_t t = 0; t < members * tiles; t++) {
+        int64_t m = t / tiles, first = t % tiles * tile, left = rows - first, count = left < tile ? left : tile;
+        float mean[tile * dim], log_std[tile * dim], inside[tile * dim], to_mean[tile * dim], to_log[tile * dim];
+        split(out + (m * rows + first) * 2 * dim, count, dim, mean, log_std, inside);
+        for (int64_t i = 0; i < count * dim; i++) {
+            log_std[i] = exp_(log_std[i]);
+            to_mean[i] = to_log[i] = 0.0f;
+        }
+        for (int64_t k = 0; k < n; k++) {
+            int64_t at = (m * n + k) * rows + first;
+            const float *restrict e = noise + at * dim, *restrict a = action + at * dim, *restrict g = da + at * dim;
+            for (int64_t r = 0; r < count; r++) {
+                float weight = dl[at + r];
+                for (int64_t j = r * dim; j < (r + 1) * dim; j++) {
+                    float du = g[j] * (1.0f - a[j] * a[j]) + 2.0f * weight * a[j];
+                    to_mean[j] += du;
+                    to_log[j] += inside[j] * (du * log_std[j] * e[j] - weight);
+                }
+            }
+        }
+        for (int64_t r = 0; r < count; r++)
+            for (int64_t j = 0; j < dim; j++) {
+                float *row = d + (m * rows + first + r) * 2 * dim;
+                row[j] = to_mean[r * dim + j];
+                row[dim + j] = to_log[r * dim + j];
+            }
+    }
+}

@@ -1,0 +1,163 @@
+"""The online loop: acting, writing, updating, and when what is measured; a function of environment steps alone.
+
+One order for every way to step the environments. At `t` environment steps, with the rows of all of them in the buffer:
+
+    act       on the observations at t, with the parameters of the updates that were due before: those of t - n, where n
+              environments per member step together
+    step      the environments begin the step from t to t + n
+    update    the updates due at t, on rows up to t
+    measure   log and evaluation at t, after its updates
+    write     the step's rows: t becomes t + n
+
+The policy thus lags one vector step behind the learner, and in return stepping and updating need nothing of each other:
+with overlap they run at the same time, without it in turn, and the numbers are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from o2o_smooth.agents.base import Metrics
+from o2o_smooth.data.batch import FloatArray
+from o2o_smooth.data.collect import Collector, random_policy
+from o2o_smooth.data.transfer import fetch, to_device
+from o2o_smooth.smoothing import SmoothingController
+from o2o_smooth.smoothing.objective import COMPONENTS
+from o2o_smooth.training.learner import Learner
+from o2o_smooth.training.seeding import Stream, generator
+
+Overlap = Literal["auto", "on", "off"]
+NORMS_EVERY = 100  # updates between measurements of gradient norms where the curve is in effective weight
+
+
+@dataclass(frozen=True)
+class OnlineSettings:
+    """What the loop counts by; steps are environment steps per member."""
+
+    env_steps: int
+    """Budget."""
+    utd: float = 1.0
+    """Updates per environment step."""
+    update_after: int = 64
+    """Steps before the first update."""
+    random_steps: int = 0
+    """First steps with uniformly random actions."""
+    log_every: int = 1000
+    """Steps between calls of `log`."""
+    evaluate_at: Sequence[int] = ()
+    """Steps at which `evaluate` is called, in order."""
+
+    def updates_due(self, env_steps: int) -> int:
+        """Updates that must have been done once so many steps have been taken."""
+        return int(self.utd * max(0, env_steps - self.update_after))
+
+
+class Observer(Protocol):
+    """What is told of the loop's course; `env_steps` are per member."""
+
+    def log(self, env_steps: int, info: Metrics, signals: Sequence[Mapping[str, float]]) -> None:
+        """Write down the metrics (M,) of the latest update and one mapping of signals per member."""
+
+    def evaluate(self, env_steps: int) -> None:
+        """Evaluate the policy."""
+
+    def show(self, env_steps: int) -> None:
+        """Show how far the loop is."""
+
+
+def overlaps(setting: Overlap, vectorizer: str, device: torch.device) -> bool:
+    """Whether environments step while the learner works; this decides about time, never about results.
+
+    `auto` overlaps where it was seen to pay: with environments that compute outside of this process's Python (async:
+    a third more steps per second on two cores, envpool), and with a learner on a GPU. A learner on the CPU and
+    environments in a thread of the same process take turns at Python's lock, which costs what is gained.
+    """
+    if setting != "auto":
+        return setting == "on"
+    return device.type != "cpu" or vectorizer != "sync"
+
+
+def finetune(
+    learner: Learner,
+    collector: Collector,
+    controller: SmoothingController,
+    settings: OnlineSettings,
+    observer: Observer,
+) -> None:
+    """Interact and update until the budget is spent; the collector is closed at the end, whatever happens."""
+    agent = learner.agent
+    uniform = random_policy(
+        agent.action_low, agent.action_high, [generator(s, Stream.RANDOM_ACTIONS) for s in agent.seeds]
+    )
+
+    def explore(obs: FloatArray) -> FloatArray | Callable[[], NDArray[Any]]:
+        if agent.device.type == "cpu":
+            return agent.act(obs, deterministic=False, step=collector.env_steps)
+        # The actions are fetched when the environments need them: here nobody waits for the device.
+        return fetch(agent.act(to_device(obs, agent.device), deterministic=False, step=collector.env_steps))
+
+    points = list(settings.evaluate_at)
+    returns: list[list[float]] = [[] for _ in range(agent.members)]
+    info: Metrics = {}
+    cosines: dict[str, Tensor] = {}  # of the next line of the log alone: they are not measured once a ramp has ended
+    updates = 0
+    next_log = 0
+    controller.start()
+    try:
+        while True:
+            t = collector.env_steps
+            if t < settings.env_steps:
+                collector.start(uniform if t < settings.random_steps else explore)
+            while updates < settings.updates_due(t):
+                if controller.weight_in == "effective" and updates % NORMS_EVERY == 0:
+                    cosines = measure_gradients(learner, controller)
+                info = learner.online_update(controller.mix())
+                controller.advance(updates=1)
+                updates += 1
+            if t >= next_log and info:
+                next_log = t + settings.log_every
+                if any(controller.mix().kind(c) == "mixed" for c in COMPONENTS):
+                    cosines = measure_gradients(learner, controller, mixed_only=True)
+                signals = controller.log()
+                for m in range(agent.members):
+                    recent = returns[m][-10:]
+                    if recent:
+                        signals[m]["collect/return"] = float(np.mean(recent))
+                observer.log(t, {**info, **cosines}, signals)
+                cosines = {}
+            if points and t >= points[0]:
+                while points and t >= points[0]:
+                    points.pop(0)
+                collector.wait()  # environments of one process may share state with those of the evaluation
+                observer.evaluate(t)
+            observer.show(t)
+            if t >= settings.env_steps:
+                return
+            for episode in collector.finish():
+                controller.observe_episodes(episode.member, [episode.episode_return], lane=episode.lane)
+                returns[episode.member].append(episode.episode_return)
+            controller.advance(env_steps=collector.per_member)
+    finally:
+        collector.close()
+
+
+def measure_gradients(
+    learner: Learner, controller: SmoothingController, *, mixed_only: bool = False
+) -> dict[str, Tensor]:
+    """Tell the controller both objectives' gradient norms; returns their cosines (M,) per component, as metrics."""
+    report = learner.gradients(controller.mix())
+    controller.observe_gradients(
+        {
+            name: (g.norm_offline.double().cpu().numpy(), g.norm_online.double().cpu().numpy())
+            for name, g in report.items()
+        },
+        mixed_only=mixed_only,
+    )
+    return {f"smoothing/{name}_gradient_cosine": g.cosine for name, g in report.items()}

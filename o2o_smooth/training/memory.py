@@ -1,0 +1,364 @@
+"""How much memory a run will take at its peak, told from its settings before it begins.
+
+Rows, networks, moments and gradients are counted to the byte. What an update needs besides, an environment, the
+libraries: these are the numbers of the tables below, which `python -m o2o_smooth.training.memory --measure` measures
+anew on any machine.
+
+A run has three moments at which it may peak: `loading` (the dataset is read), `updates` (learning, with environments
+and evaluation), `saving` (checkpoint, online data and picture at the end). The peak is the largest of their sums.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from o2o_smooth.agents import AGENTS, CQLConfig
+from o2o_smooth.data.extent import Extent
+from o2o_smooth.data.room import own_memory
+from o2o_smooth.data.store import memory_limit, row_width
+from o2o_smooth.smoothing.objective import COMPONENTS
+from o2o_smooth.training.config import RunConfig
+
+MIB, GIB = 2**20, 2**30
+FLOAT = 4
+PHASES = ("loading", "updates", "saving")
+LEARNING = ("updates", "saving")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What one update of an objective computes, in passes of all rows of a batch, and what it costs in memory.
+
+    The cost is the peak in bytes per byte of the activations of all passes. Arrays below `MALLOC_THRESHOLD` come from
+    malloc's heap, which fragments, so they cost more and part of them stays; larger ones go back at once.
+    """
+
+    critic: int
+    """Passes through all critics; of CQL besides those of its drawn actions."""
+    value: int
+    actor: int
+    small: float
+    large: float
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """Bytes of environments: `first` with the libraries behind them, `each` for every further one in a process."""
+
+    first: int
+    each: int
+
+
+WORKSPACE = {
+    "iql": Workspace(critic=2, value=2, actor=1, small=2.2, large=2.0),
+    "sac": Workspace(critic=3, value=0, actor=2, small=1.9, large=1.7),
+    "td3": Workspace(critic=3, value=0, actor=2, small=2.0, large=1.7),
+    "td3_bc": Workspace(critic=3, value=0, actor=2, small=2.0, large=1.7),
+    "cql": Workspace(critic=3, value=0, actor=4, small=3.5, large=1.6),
+}
+SIMULATORS = {
+    "other": Simulator(2 * MIB, MIB // 4),
+    "mujoco": Simulator(24 * MIB, 5 * MIB // 4),
+    "pointmaze": Simulator(47 * MIB, 13 * MIB),
+    "antmaze": Simulator(26 * MIB, 5 * MIB // 4),
+    "adroit": Simulator(55 * MIB, 9 * MIB),
+    "kitchen": Simulator(240 * MIB, 65 * MIB),
+}
+LIBRARIES = 240 * MIB
+"""Python with torch and all that a run imports, where the memory of this process cannot be told."""
+KERNELS = 18 * MIB
+"""Code and buffers that the first updates bring in."""
+PICTURE = 30 * MIB
+"""matplotlib, at the end."""
+READER = 60 * MIB
+"""The process that reads an HDF5 file first."""
+WORKER, WORKER_TORCH = 24 * MIB, 155 * MIB
+"""An environment's own process; one that imports torch, because the user's script does."""
+COMPILER, COMPILER_PROCESSES = 200 * MIB, 300 * MIB
+"""torch.compile in this process, and the C++ compilers that it starts."""
+CUDA_HOST, CUDA_DEVICE = 600 * MIB, 600 * MIB
+"""Driver, context and libraries of a GPU. Not measured by `--measure`."""
+SINKS = {"wandb": 120 * MIB, "tensorboard": 60 * MIB}
+SAVING_ONE, SAVING_MORE = 2.2, 3.2
+"""Peak of writing a member's online data, in sizes of its rows: of a single member, and of several in turn."""
+MALLOC_THRESHOLD = 32 * MIB
+"""glibc maps larger arrays and gives them back at once (M_MMAP_THRESHOLD's upper bound on 64-bit systems)."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of the prediction; bytes."""
+
+    name: str
+    host: int = 0
+    device: int = 0
+    detail: str = ""
+    phases: tuple[str, ...] = PHASES
+    elsewhere: bool = False
+    """In other processes than the run's own."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run needs, part by part; bytes."""
+
+    parts: tuple[Part, ...]
+    held: int
+    """What this process has already, and is among the parts."""
+    dataset_known: bool = True
+
+    def host_in(self, phase: str, *, own: bool = False) -> int:
+        """Host memory at one of `PHASES`; `own` leaves other processes out."""
+        return sum(part.host for part in self.parts if phase in part.phases and not (own and part.elsewhere))
+
+    @property
+    def phase(self) -> str:
+        """Where the host's memory peaks."""
+        return max(PHASES, key=self.host_in)
+
+    @property
+    def host(self) -> int:
+        """Peak of the host's memory, all processes."""
+        return self.host_in(self.phase)
+
+    @property
+    def own(self) -> int:
+        """Peak of the run's own process: what the system will show as its resident memory."""
+        return max(self.host_in(phase, own=True) for phase in PHASES)
+
+    @property
+    def more(self) -> int:
+        """What is needed beyond what this process holds."""
+        return self.host - self.held
+
+    @property
+    def device(self) -> int:
+        """Peak of the GPU's memory."""
+        return max(sum(part.device for part in self.parts if phase in part.phases) for phase in PHASES)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the settings do not tell and the task does."""
+
+    obs_dim: int
+    action_dim: int
+    domain: str
+
+
+def predict(
+    config: RunConfig[Any],
+    shape: Shape,
+    data: Extent | None = None,
+    *,
+    held: int | None = None,
+    members: int | None = None,
+) -> Prediction:
+    """Predict the peak memory of a run.
+
+    Args:
+        config: The settings.
+        shape: Widths of observations and actions, and the task's domain.
+        data: The offline dataset; None without one.
+        held: Bytes that this process has now; default: measured.
+        members: Of the population; default: the number of seeds.
+    """
+    held = (own_memory() or LIBRARIES) if held is None else held
+    members = len(config.seeds) if members is None else members
+    on_device = config.device != "cpu"
+    parts = [Part("interpreter and libraries", held, detail="what this process has now")]
+    parts += _dataset(config, shape, data, on_device)
+    parts += _online_rows(config, shape, members, on_device)
+    parts += _networks(config, shape, members, on_device)
+    parts.append(_workspace(config, shape, members, on_device))
+    parts += _environments(config, shape, members)
+    parts += _rest(config, on_device)
+    known = data is None or data.rows is not None
+    return Prediction(tuple(p for p in parts if p.host or p.device or p.detail), held, known)
+
+
+def online_rows(config: RunConfig[Any]) -> int:
+    """Rows per member of the online buffer."""
+    steps = -(-config.online_steps // config.num_envs) * config.num_envs
+    return min(config.buffer_size, steps)
+
+
+def _dataset(config: RunConfig[Any], shape: Shape, data: Extent | None, on_device: bool) -> list[Part]:
+    if data is None:
+        return []
+    if data.rows is None:
+        return [Part("dataset", detail=f"{data.source}: not known ({data.note})".removeprefix(": "))]
+    width = row_width(shape.obs_dim, shape.action_dim)
+    size = data.rows * width * FLOAT
+    flags = 8 * data.rows  # both flags, and what is derived of them
+    slices = 5 * min(data.rows, 65_536) * (shape.obs_dim + shape.action_dim) * FLOAT
+    mapped = size > memory_limit()
+    text = f"{data.rows:,} rows of {width} floats" + (f", {data.note}" if data.note else "")
+    parts = [
+        Part("dataset", flags if mapped else size + flags, detail=text + (", mapped from disk" if mapped else "")),
+        Part("reading it", data.unpacked + slices, detail="slices and unpacked arrays", phases=("loading",)),
+        Part("reader", READER, detail="a process that reads it first", phases=("loading",), elsewhere=True),
+    ]
+    if on_device:
+        parts.append(Part("offline rows", device=size, detail="the dataset on the device", phases=LEARNING))
+    return parts
+
+
+def _online_rows(config: RunConfig[Any], shape: Shape, members: int, on_device: bool) -> list[Part]:
+    if config.online_steps == 0:
+        return []
+    rows, width = online_rows(config), row_width(shape.obs_dim, shape.action_dim)
+    ring = rows * width * FLOAT
+    text = f"{members} x {rows:,} rows of {width} floats"
+    parts = [Part("online buffer", *_place(members * ring, on_device), detail=text, phases=LEARNING)]
+    if config.save_online:
+        factor = SAVING_ONE if members == 1 else SAVING_MORE
+        text = "copies of a member's rows at the end; --no-save-online does without"
+        size = int(factor * ring)
+        parts.append(Part("keeping online data", size, ring if on_device else 0, text, phases=("saving",)))
+    return parts
+
+
+def _networks(config: RunConfig[Any], shape: Shape, members: int, on_device: bool) -> list[Part]:
+    trained, targets = parameters(config, shape)
+    gradients = members * trained * FLOAT * (3 if mixes(config) else 1)  # each objective's own are measured as well
+    networks = members * (trained + targets) * FLOAT
+    moments = 2 * members * trained * FLOAT
+    counts = f"{members} x {trained:,} trained, {targets:,} of targets"
+    found = [
+        Part("networks and targets", *_place(networks, on_device), detail=counts),
+        Part("optimiser moments", *_place(moments, on_device), detail="two per trained parameter", phases=LEARNING),
+        Part("gradients", *_place(gradients, on_device), phases=LEARNING),
+    ]
+    if on_device:
+        found.append(Part("checkpoint", networks + moments, detail="a copy of the device's", phases=("saving",)))
+    return found
+
+
+def parameters(config: RunConfig[Any], shape: Shape) -> tuple[int, int]:
+    """Trained parameters and those of target networks, of one member."""
+    hyper, o, a = config.hyper, shape.obs_dim, shape.action_dim
+    objectives = live_objectives(config)
+    deterministic = config.agent in ("td3", "td3_bc")
+    actor = _mlp(o, a if deterministic else 2 * a, hyper.hidden_dims, hyper.actor_layer_norm)
+    critics = hyper.num_critics * _mlp(o + a, 1, hyper.hidden_dims, hyper.critic_layer_norm)
+    value = _mlp(o, 1, hyper.hidden_dims, hyper.critic_layer_norm) if config.agent == "iql" else 0
+    target_actor = actor if {"td3", "td3_bc"} & set(objectives) else 0
+    return actor + critics + value, critics + target_actor
+
+
+def _mlp(inputs: int, outputs: int, hidden: Sequence[int], layer_norm: bool) -> int:
+    sizes = [inputs, *hidden, outputs]
+    weights = sum(i * j + j for i, j in zip(sizes[:-1], sizes[1:], strict=True))
+    return weights + (2 * sum(hidden) if layer_norm else 0)
+
+
+def live_objectives(config: RunConfig[Any]) -> tuple[str, str]:
+    """The objectives before and after the switch, by the names of `WORKSPACE`."""
+    online = config.online or AGENTS[config.agent].online_choices[0]
+    return config.agent, config.agent if online == "same" else online
+
+
+def mixes(config: RunConfig[Any]) -> bool:
+    """Whether both objectives are ever computed in one update."""
+    smoothing = config.smoothing
+    overrides = [getattr(smoothing, f"{name}_schedule") for name in COMPONENTS]
+    return config.online_steps > 0 and (smoothing.schedule != "jump" or any(overrides))
+
+
+def activations(objective: str, config: RunConfig[Any], shape: Shape, members: int) -> tuple[int, int]:
+    """Bytes of all activations of one update, and of its largest array."""
+    hyper, o, a, space = config.hyper, shape.obs_dim, shape.action_dim, WORKSPACE[objective]
+    rows = members * config.batch_size
+    critic = hyper.num_critics * _features(o + a, 1, hyper.hidden_dims, hyper.critic_layer_norm)
+    value = _features(o, 1, hyper.hidden_dims, hyper.critic_layer_norm)
+    actor = _features(o, 2 * a, hyper.hidden_dims, hyper.actor_layer_norm)
+    drawn = 0
+    if objective == "cql" and isinstance(hyper, CQLConfig):
+        drawn = 3 * hyper.cql_actions + (hyper.cql_actions if hyper.max_target_backup else 0)
+    floats = (space.critic + drawn) * critic + space.value * value + space.actor * actor + drawn * a
+    batch = 3 * row_width(o, a)
+    largest = rows * max(1, drawn) * hyper.num_critics * max(hyper.hidden_dims)
+    return rows * (floats + batch) * FLOAT, largest * FLOAT
+
+
+def _features(inputs: int, outputs: int, hidden: Sequence[int], layer_norm: bool) -> int:
+    """Floats that one row leaves behind in a network."""
+    return inputs + sum(hidden) * (3 if layer_norm else 1) + outputs
+
+
+def _workspace(config: RunConfig[Any], shape: Shape, members: int, on_device: bool) -> Part:
+    before, after = live_objectives(config)
+    needed: dict[str, tuple[int, bool]] = {}
+    for name in {before, after}:
+        size, largest = activations(name, config, shape, members)
+        small = largest < MALLOC_THRESHOLD and not on_device
+        needed[name] = (int(size * (WORKSPACE[name].small if small else WORKSPACE[name].large)), small)
+    both = mixes(config)
+    peak = needed[before][0] + needed[after][0] if both else max(size for size, _ in needed.values())
+    stays = all(small for _, small in needed.values())  # in malloc's heap
+    text = f"{before}, then {after}" if before != after else before
+    text = f"{text}; both at once while the weight moves" if both else text
+    phases = LEARNING if stays else ("updates",)
+    return Part("activations of an update", *_place(peak, on_device), detail=text, phases=phases)
+
+
+def _environments(config: RunConfig[Any], shape: Shape, members: int) -> list[Part]:
+    simulator = SIMULATORS.get(shape.domain, SIMULATORS["other"])
+    evaluation = config.evaluation
+    evaluated = members * min(evaluation.eval_envs, evaluation.eval_episodes)
+    parts = [
+        Part("evaluation", evaluated * simulator.each, detail=f"{evaluated} environments", phases=LEARNING),
+    ]
+    n = members * config.num_envs if config.online_steps else 0
+    if config.vectorizer == "async":
+        each = simulator.first + (WORKER_TORCH if _script_imports_torch() else WORKER)
+        parts.append(
+            Part("environments", n * each, detail=f"{n} processes", phases=LEARNING, elsewhere=True),
+        )
+    else:
+        parts.append(Part("environments", n * simulator.each, detail=f"{n} in this process", phases=LEARNING))
+    return parts
+
+
+def _script_imports_torch() -> bool:
+    """Whether the main module, which every worker imports again, is a user's that has torch."""
+    main = sys.modules.get("__main__")
+    file = getattr(main, "__file__", None)
+    if file is None or Path(file).parent.name == "o2o_smooth":
+        return False
+    named = {getattr(value, "__module__", None) or getattr(value, "__name__", "") for value in vars(main).values()}
+    return any(str(name).startswith(("torch", "o2o_smooth.agents", "o2o_smooth.training")) for name in named)
+
+
+def _rest(config: RunConfig[Any], on_device: bool) -> list[Part]:
+    parts = [
+        Part("kernels and threads", KERNELS, detail="come with the first updates", phases=LEARNING),
+        Part("picture", PICTURE, detail="matplotlib at the end", phases=("saving",)),
+    ]
+    if str(config.compile).lower() in ("true", "on", "auto"):
+        parts += [
+            Part("torch.compile", COMPILER, phases=LEARNING),
+            Part("C++ compilers", COMPILER_PROCESSES, detail="at first updates", phases=("updates",), elsewhere=True),
+        ]
+    for name, size in SINKS.items():
+        if getattr(config, name):
+            parts.append(Part(name, size, phases=LEARNING, elsewhere=name == "wandb"))
+    if on_device:
+        parts.append(Part("CUDA", CUDA_HOST, CUDA_DEVICE, "driver, context, libraries"))
+    return parts
+
+
+def _place(size: int, on_device: bool) -> tuple[int, int]:
+    """Host and device bytes."""
+    return (0, size) if on_device else (size, 0)
+
+
+if __name__ == "__main__":
+    from o2o_smooth.training.memory_measure import main
+
+    sys.exit(main(sys.argv[1:]))

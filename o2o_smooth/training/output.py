@@ -1,0 +1,255 @@
+"""One run folder: takes its members' part of what a population does, and looks as if they had been alone."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from o2o_smooth.agents import Agent
+from o2o_smooth.agents.plan import Plan
+from o2o_smooth.data.buffer import ReplayBuffer
+from o2o_smooth.errors import O2OError
+from o2o_smooth.smoothing import COMPONENTS, SmoothingController
+from o2o_smooth.training.checkpoint import SwitchRecord, inherited, save_checkpoint
+from o2o_smooth.training.evaluate import Evaluation
+from o2o_smooth.training.manifest import describe_dataset, make_manifest, now
+from o2o_smooth.training.online_data import write_online
+from o2o_smooth.training.prepare import Arm, Prepared
+from o2o_smooth.training.progress import ProgressSink
+from o2o_smooth.training.tracking import LocalFiles, Sink, Tracker, open_sinks
+
+Values = Mapping[str, NDArray[Any]]  # metric -> (M,)
+_SHOW_S = 0.1  # between two pictures of progress where several arms share the display
+
+
+class Diverged(O2OError):
+    """Training produced NaN or infinity."""
+
+
+class Output:
+    """See the module docstring.
+
+    Args:
+        prepared: What the population was prepared from.
+        arm: Which of its runs this is.
+        progress: Where notes and progress go.
+        name: What the display calls it.
+    """
+
+    def __init__(self, prepared: Prepared, arm: Arm, progress: ProgressSink, name: str | None) -> None:
+        self.prepared, self.arm, self.progress = prepared, arm, progress
+        self.config, self.out, self.seeds = arm.config, arm.out, arm.config.seeds
+        self.label = f"{name}: " if name else ""
+        self.alone = len(prepared.arms) == 1
+        self.manifest: dict[str, Any] = {}
+        self.remark = ""
+        self._sinks: list[Sink] = []
+        self._tracker: Tracker | None = None
+        self._shown = -np.inf
+
+    # Beginning and end
+
+    def open_sinks(self) -> None:
+        """Make the manifest and open what else was asked for; a sink that is not installed is an error."""
+        if self.config.overwrite and self.out.is_dir():
+            shutil.rmtree(self.out)
+        self.manifest = make_manifest(self.prepared, self.arm)
+        self._sinks = open_sinks(
+            self.out,
+            name=self.out.name,
+            config={
+                **self.manifest["config"],
+                "dataset_used": self.manifest["dataset"],
+                "score": self.manifest["score"],
+            },
+            seeds=self.seeds,
+            wandb=self.config.wandb,
+            tensorboard=self.config.tensorboard,
+            project=self.config.wandb_project,
+            warn=self.progress.note,
+        )
+
+    def open(self) -> None:
+        """Begin the run's files."""
+        self._tracker = Tracker(LocalFiles(self.out), self._sinks, warn=self.progress.note)
+        self._tracker.manifest(self.manifest)
+
+    def close(self, status: str) -> None:
+        """Write down how the run ended."""
+        if self._tracker is not None:
+            self.manifest |= {"status": status, "finished": now()}
+            self._tracker.manifest(self.manifest)
+            self._tracker.close(status)
+
+    @property
+    def tracker(self) -> Tracker:
+        """The run's files and sinks; `open` comes first."""
+        if self._tracker is None:
+            raise RuntimeError("the output is not open")
+        return self._tracker
+
+    # Evaluations
+
+    def positions(self, phase: str) -> Sequence[int]:
+        """Where the run's members are in the population; before the switch it may be smaller."""
+        return self.arm.members if phase == "online" else self.arm.pretrained_as
+
+    def evaluation(self, evaluation: Evaluation, phase: str, env_steps: int, updates: int) -> None:
+        """Write down an evaluation of the whole population, and remember how the run does."""
+        own = evaluation.of(self.positions(phase))
+        for row in self._rows(own, phase, env_steps, updates):
+            self.tracker.evaluation(row)
+        scores = self.prepared.task.score(own.returns)
+        unit, mean = ("return", own.returns.mean()) if scores is None else ("score", scores.mean())
+        data = self.manifest["score"][f"behaviour_{unit}"]
+        policy, behaviour = (f"{x:.{0 if abs(x) >= 1000 else 1}f}" for x in (mean, 0.0 if data is None else data))
+        # Beside an arm's name 80 columns have no room for the data's.
+        self.remark = f"{unit} {policy}" + ("" if data is None or self.label else f" (data {behaviour})")
+
+    def _rows(self, own: Evaluation, phase: str, env_steps: int, updates: int) -> list[dict[str, Any]]:
+        return own.rows(
+            self.prepared.task,
+            phase=phase,
+            env_steps=env_steps,
+            updates=updates,
+            seeds=self.seeds,
+            provenance=self.manifest["score"]["provenance"],
+        )
+
+    def record(self, evaluation: Evaluation, updates: int) -> SwitchRecord:
+        """What the evaluation at the switch says of the run's members."""
+        own = evaluation.of(self.positions("switch"))
+        prepared, config = self.prepared, self.config
+        return SwitchRecord(
+            task=prepared.task.id,
+            dataset=None if prepared.dataset is None else describe_dataset(prepared.dataset),
+            reward_scale=prepared.reward_map.scale,
+            reward_shift=prepared.reward_map.shift,
+            offline_updates=config.offline_updates,
+            settings=inherited(config),
+            rows=self._rows(own, "switch", 0, updates),
+            returns=own.returns.tolist(),
+        )
+
+    def switch(self, record: SwitchRecord, agent: Agent) -> None:
+        """Write down the switch."""
+        for row in record.rows:
+            self.tracker.evaluation(row)
+        save_checkpoint(self.out / "checkpoints" / "switch", agent, record, members=self._saved(agent))
+
+    def final(self, record: SwitchRecord, agent: Agent, controller: SmoothingController) -> None:
+        """Keep the end of the run."""
+        folder = self.out / "checkpoints" / "final"
+        save_checkpoint(folder, agent, record, controller.state_dict(), members=self._saved(agent))
+
+    def _saved(self, agent: Agent) -> Sequence[int] | None:
+        return None if len(self.arm.members) == agent.members else self.arm.members
+
+    # Metrics
+
+    def metrics(
+        self,
+        phase: str,
+        env_steps: int,
+        updates: int,
+        values: Values,
+        signals: Sequence[Mapping[str, float]],
+        speed: float,
+    ) -> None:
+        """Write down the metrics of the population's latest update.
+
+        Args:
+            phase: See `positions`.
+            env_steps: Per member.
+            updates: Of the agent.
+            values: Of the whole population.
+            signals: Of this run's members, one mapping each.
+            speed: Updates per second.
+
+        Raises:
+            Diverged: A metric is NaN or infinite; the rows are written first.
+        """
+        positions = self.positions(phase)
+        for seed, m, signal in zip(self.seeds, positions, signals, strict=True):
+            row: dict[str, Any] = {"phase": phase, "env_steps": env_steps, "updates": updates, "seed": seed}
+            row |= {name: float(value[m]) for name, value in values.items()}
+            row |= dict(signal)
+            row["time/updates_per_s"] = speed
+            self.tracker.metrics(row)
+        for name, value in values.items():
+            own = value[list(positions)]
+            if not np.isfinite(own).all():
+                seed = self.seeds[int(np.argmin(np.isfinite(own)))]
+                raise Diverged(
+                    f"{self.label}training diverged: {name} of seed {seed} is {own[~np.isfinite(own)][0]} after "
+                    f"{updates} updates; lower the learning rates, or scale the rewards. "
+                    f"What was logged is in {self.out}"
+                )
+
+    # The rest
+
+    def online_data(self, buffer: ReplayBuffer, made_by: str) -> None:
+        """Keep what the run's members collected, if that is wanted."""
+        if not self.config.save_online:
+            return
+        try:
+            write_online(
+                self.out,
+                buffer,
+                self.seeds,
+                members=self.arm.members,
+                num_envs=self.config.num_envs,
+                reward_map=self.prepared.reward_map,
+                record={"task": self.prepared.task.id, "provenance": "generated", "made_by": made_by},
+            )
+        except O2OError as error:  # a full disk should not cost the run
+            self.progress.note(f"warning: the online data are not kept: {error}")
+
+    def show(self, phase: str, done: int, total: int, remark: str | None = None) -> None:
+        """Show how far the run is."""
+        moment = time.monotonic()
+        if remark is None and not self.alone and done < total and moment - self._shown < _SHOW_S:
+            return
+        self._shown = moment
+        self.progress.update(f"{self.label}{phase}", done, total, self.remark if remark is None else remark)
+
+    def picture(self) -> None:
+        """Draw the run."""
+        from o2o_smooth.training.pictures import draw_run  # matplotlib is slow to import
+
+        draw_run(self.out)
+
+
+def own_metrics(values: Values, plan: Plan, *, measured: bool) -> dict[str, NDArray[Any]]:
+    """The metrics that some members of a population would have alone.
+
+    Others may be in their ramp while these have left it: then the population computes losses that have no weight for
+    them, and tells the two objectives' metrics apart by a prefix.
+
+    Args:
+        values: Metrics of the population.
+        plan: What the members' step is made of.
+        measured: Whether their gradients are measured, as they are in the ramp.
+    """
+    found: dict[str, NDArray[Any]] = {}
+    sides = {"offline": plan.offline, "online": plan.online}
+    both = bool(plan.offline) and bool(plan.online)
+    for full, value in values.items():
+        name = full
+        head, _, rest = full.partition("/")
+        if head in sides:
+            component, _, metric = rest.partition("/")
+            if component not in sides[head] or (not both and metric == "loss"):
+                continue
+            name = full if both else rest
+        elif (head in COMPONENTS and head not in plan.offline | plan.online) or (
+            full.endswith("gradient_cosine") and not measured
+        ):
+            continue
+        found[name] = value
+    return found
