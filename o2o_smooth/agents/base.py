@@ -27,7 +27,8 @@ from o2o_smooth.agents.config import AgentConfig
 from o2o_smooth.agents.mirror import Mirror
 from o2o_smooth.agents.networks import Networks
 from o2o_smooth.agents.optimizer import MemberAdam
-from o2o_smooth.agents.plan import Plan, make_plan
+from o2o_smooth.agents.plan import Plan, Planner
+from o2o_smooth.agents.readings import Readings
 from o2o_smooth.agents.settings import Settings, settle
 from o2o_smooth.data.batch import Batch, as_batch
 from o2o_smooth.draws import Draws
@@ -45,7 +46,7 @@ from o2o_smooth.smoothing.objective import (
     member_norms,
 )
 
-Metrics = dict[str, Tensor]  # name -> (M,), detached, on the device: reading one waits for it
+Metrics = Mapping[str, Tensor]  # name -> (M,), detached, on the device: reading one waits for it
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,9 @@ class Agent:
         self.compile = compile
         self._compiled: dict[Plan, Callable[..., Any]] = {}
         self._optimizer: MemberAdam | None = None
+        self._plans = Planner(self.offline, self.online)
+        self._pure = Mix.uniform(0.0, self.members)
+        self._ones = torch.ones(self.members, dtype=self.dtype, device=self.device)
         self._mirror = Mirror(self)
 
     # What a concrete agent fills in
@@ -189,6 +193,7 @@ class Agent:
         self.networks.double()
         self.settings.double()
         self.draws = Draws(self.seeds, self.device, torch.float64)
+        self._ones = self._ones.double()
         return self
 
     def set_normalizer(self, mean: NDArray[Any], std: NDArray[Any]) -> None:
@@ -266,8 +271,8 @@ class Agent:
             raise ConfigError("an online batch without a mix would be ignored; give mix=controller.mix()")
         source = self._as_batch(batch)
         target = source if online_batch is None or online_batch is batch else self._as_batch(online_batch)
-        mix = mix or Mix.uniform(0.0, self.members)
-        plan, movement = make_plan(self.offline, self.online, mix, updates=self.updates, one_batch=target is source)
+        mix = mix or self._pure
+        plan, movement = self._planner(mix, updates=self.updates, one_batch=target is source)
         with torch.no_grad():
             source = self._encode(source)
             target = source if plan.one_batch else self._encode(target)
@@ -276,13 +281,13 @@ class Agent:
         if plan.mode == "matched":
             losses, info = self._matched_gradients(plan, source, target, noise, weights)
         else:
-            total, losses, info = self._loss_function(plan)(source, target, noise, weights)
+            losses, info = self._loss_function(plan)(source, target, noise, weights)
             self.optimizer.zero_grad()
-            total.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(list(losses.values()), [self._ones] * len(losses))
         self.optimizer.step(movement.components, moving=movement.targets, tau=self.settings.host("tau"))
         self.updates += 1
         info.update({f"{name}/loss": loss.detach() for name, loss in losses.items()})
-        return info
+        return Readings(info)
 
     def gradient_report(
         self,
@@ -315,6 +320,12 @@ class Agent:
             report[name] = GradientReport(n_off, n_on, cosine)
         return report
 
+    @property
+    def _planner(self) -> Planner:
+        if self._plans.offline is not self.offline or self._plans.online is not self.online:
+            self._plans = Planner(self.offline, self.online)  # somebody put in an objective of their own
+        return self._plans
+
     def _as_batch(self, batch: Batch | Mapping[str, object]) -> Batch:
         if not isinstance(batch, Batch):
             batch = as_batch(batch, members=self.members, device=self.device, dtype=self.dtype)
@@ -336,20 +347,13 @@ class Agent:
         )
 
     def _noise(self, plan: Plan, batch: Batch) -> Noise:
-        normal: dict[str, int] = {}
-        uniform: dict[str, int] = {}
-        for objective, want in ((self.offline, plan.offline), (self.online, plan.online)):
-            if want:
-                for name, n in objective.normal_noise.items():
-                    normal[name] = max(n, normal.get(name, 0))
-                for name, n in objective.uniform_noise.items():
-                    uniform[name] = max(n, uniform.get(name, 0))
         rows = batch.action.shape[1:]
+        normal, uniform = self._planner.noise(plan)
         noise = {name: self.draws.normal(name, self.updates, (n, *rows)) for name, n in normal.items()}
         noise.update({name: self.draws.uniform(name, self.updates, (n, *rows)) for name, n in uniform.items()})
         return noise
 
-    def _loss_function(self, plan: Plan) -> Callable[..., tuple[Tensor, dict[str, Tensor], Metrics]]:
+    def _loss_function(self, plan: Plan) -> Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]:
         if not self.compile:
             return partial(self._losses, plan)
         if plan not in self._compiled:
@@ -358,8 +362,8 @@ class Agent:
 
     def _losses(
         self, plan: Plan, source: Batch, target: Batch, noise: Noise, weights: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor], Metrics]:
-        """All terms of a step: their sum, the loss per component (M,), and metrics."""
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """All terms of a step: the loss per component (M,), and what to report, (M, ...)."""
         y_source = y_target = None
         if plan.mode == "target" and "critic" in plan.offline and "critic" in plan.online:
             y_source = self._blended_target(source, noise, weights["critic"])
@@ -367,8 +371,7 @@ class Agent:
         offline = self.offline.terms(source, noise, plan.offline, y_source) if plan.offline else {}
         online = self.online.terms(target, noise, plan.online, y_target) if plan.online else {}
         losses = blend(offline, online, weights, dict(plan.kinds))
-        total = torch.stack([loss.sum() for loss in losses.values()]).sum()
-        return total, losses, _merge_info(offline, online)
+        return losses, _merge_info(offline, online)
 
     @torch.no_grad()
     def _blended_target(self, batch: Batch, noise: Noise, weight: Tensor) -> Tensor:
@@ -377,7 +380,7 @@ class Agent:
 
     def _matched_gradients(
         self, plan: Plan, source: Batch, target: Batch, noise: Noise, weights: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], Metrics]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Put norm-matched gradients where both objectives carry weight, plain ones elsewhere."""
         kinds = dict(plan.kinds)
         offline = self.offline.terms(source, noise, plan.offline) if plan.offline else {}
@@ -428,9 +431,9 @@ class Agent:
         return cast(Self, agent)
 
 
-def _merge_info(offline: Mapping[str, Any], online: Mapping[str, Any]) -> Metrics:
+def _merge_info(offline: Mapping[str, Any], online: Mapping[str, Any]) -> dict[str, Tensor]:
     """Metrics of both sides; the side's name goes in front where both are alive."""
-    info: Metrics = {}
+    info: dict[str, Tensor] = {}
     for prefix, terms in (("offline/", offline), ("online/", online)):
         for name, term in terms.items():
             side = prefix if offline and online else ""

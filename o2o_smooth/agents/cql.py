@@ -119,9 +119,9 @@ class CQLObjective(SACObjective):
         gap = (pushed_down - q).mean(-1)  # (M, E)
         td = (q - target[:, None]).square().mean(-1)  # (M, E)
         info = {
-            "critic/q": q.detach().mean((1, 2)),
-            "critic/target": target.mean(-1),
-            "critic/cql": gap.detach().mean(-1),
+            "critic/q": q.detach(),
+            "critic/target": target,
+            "critic/cql": gap.detach(),
         }
         if self.networks.log_multiplier is None or self.cql.cql_target_gap is None:
             return Term((td + self.cql.cql_weight * gap).sum(-1), info)

@@ -18,6 +18,7 @@ from o2o_smooth.agents.stacked import kernels_take
 from o2o_smooth.kernels.cpu import library
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+MAX_ADVANTAGE_WEIGHT = 100.0
 _LOG_2 = math.log(2.0)
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 PerMember = float | Tensor  # one for all, or a tensor that broadcasts from the members' axis
@@ -37,6 +38,14 @@ def expectile_error(target: Tensor, v: Tensor, expectile: PerMember) -> Tensor:
     error = target - v
     weight = (expectile - (error < 0).to(error.dtype)).abs()
     return (weight * error.square()).mean(-1)
+
+
+def advantage_weighted(log_prob: Tensor, advantage: Tensor, beta: PerMember) -> Tensor:
+    """-exp(beta A) log pi, weights clipped at 100, a mean over rows: (M, B), (M, B) -> (M,); no gradient to A."""
+    if _native(log_prob, advantage):
+        return _apply(_AdvantageWeighted, log_prob, advantage, _members(beta, len(advantage)))
+    weight = torch.exp(beta * advantage).clamp(max=MAX_ADVANTAGE_WEIGHT)
+    return -(weight * log_prob).mean(-1)
 
 
 def gaussian(out: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,6 +134,28 @@ class _Expectile(torch.autograd.Function):
         loss, gradient = v.new_empty(v.shape[0]), torch.empty_like(v)
         library().o2o_expectile(
             target.data_ptr(), v.data_ptr(), expectile.data_ptr(), *v.shape, loss.data_ptr(), gradient.data_ptr()
+        )
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0][:, None], None, None
+
+
+class _AdvantageWeighted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, log_prob: Tensor, advantage: Tensor, beta: Tensor) -> Tensor:
+        log_prob, advantage = log_prob.contiguous(), advantage.contiguous()
+        loss, gradient = log_prob.new_empty(log_prob.shape[0]), torch.empty_like(log_prob)
+        library().o2o_advantage_weighted(
+            log_prob.data_ptr(),
+            advantage.data_ptr(),
+            beta.data_ptr(),
+            *log_prob.shape,
+            loss.data_ptr(),
+            gradient.data_ptr(),
         )
         ctx.save_for_backward(gradient)
         return loss

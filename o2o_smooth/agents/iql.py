@@ -21,15 +21,13 @@ from torch import Tensor
 
 from o2o_smooth.agents.base import Agent
 from o2o_smooth.agents.config import AgentConfig, SACObjectiveConfig, TD3ObjectiveConfig, require_range
-from o2o_smooth.agents.heads import expectile_error, td_error
+from o2o_smooth.agents.heads import advantage_weighted, expectile_error, td_error
 from o2o_smooth.agents.networks import Networks
 from o2o_smooth.agents.sac import SACObjective
 from o2o_smooth.agents.settings import Settings
 from o2o_smooth.agents.td3 import TD3Objective
 from o2o_smooth.data.batch import Batch
 from o2o_smooth.smoothing.objective import Noise, Objective, Term
-
-MAX_ADVANTAGE_WEIGHT = 100.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class IQLObjective:
 
     def value_loss(self, target_q: Tensor, v: Tensor) -> Term:
         """Expectile regression of V towards the target critic (arXiv 2110.06169, eq. 5)."""
-        return Term(expectile_error(target_q, v, self.config.expectile), {"value/v": v.detach().mean(-1)})
+        return Term(expectile_error(target_q, v, self.config.expectile), {"value/v": v.detach()})
 
     @torch.no_grad()
     def critic_target(self, batch: Batch, noise: Noise) -> Tensor:
@@ -101,15 +99,13 @@ class IQLObjective:
             target = self.critic_target(batch, noise)
         q = self.networks.q(batch.obs, batch.action)  # (M, E, B)
         loss = td_error(q, target)
-        return Term(loss, {"critic/q": q.detach().mean((1, 2)), "critic/target": target.mean(-1)})
+        return Term(loss, {"critic/q": q.detach(), "critic/target": target})
 
     def actor_loss(self, batch: Batch, advantage: Tensor) -> Term:
         """Advantage-weighted regression (eq. 7)."""
-        weight = torch.exp(self.config.beta * advantage).clamp(max=MAX_ADVANTAGE_WEIGHT)  # (M, B)
         log_prob = self.networks.actor.log_prob(batch.obs, batch.action, edge=self.config.action_edge)
-        loss = -(weight * log_prob).mean(-1)
-        info = {"actor/log_prob": log_prob.detach().mean(-1), "actor/advantage": advantage.mean(-1)}
-        return Term(loss, info)
+        loss = advantage_weighted(log_prob, advantage, self.config.beta)
+        return Term(loss, {"actor/log_prob": log_prob.detach(), "actor/advantage": advantage})
 
     def explore(self, obs: Tensor, noise: Tensor) -> Tensor:
         """A sample of the policy."""

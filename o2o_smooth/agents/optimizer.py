@@ -86,15 +86,16 @@ class MemberAdam:
         return p.dtype is torch.float32 and p.device.type == "cpu" and unavailable() is None
 
     def _step_native(self, active: Mapping[str, Mask], moving: Mask | None, tau: Rates) -> None:
+        follow = -1.0 if moving is None else np.where(moving, tau, -1.0)
         for name, scale in self._scales.items():
-            mask, steps = active.get(name), self.steps[name]
-            if mask is None or not mask.any():
+            mask = active.get(name)
+            if mask is None:
                 scale[0], scale[1] = -1.0, 1.0
             else:
-                steps = steps + 1
-                scale[0] = np.where(mask, self.learning_rates[name] / (1 - BETA1**steps), -1.0)
-                scale[1] = np.sqrt(1 - BETA2**steps)
-            scale[2] = -1.0 if moving is None or name not in self.targets else np.where(moving, tau, -1.0)
+                steps = self.steps[name] + 1
+                np.copyto(scale[0], np.where(mask, self.learning_rates[name] / (1 - BETA1**steps), -1.0))
+                np.copyto(scale[1], np.sqrt(1 - BETA2**steps))
+            scale[2] = follow if name in self.targets else -1.0
         at = tuple([p.data_ptr() for p in self._parameters])
         if self._slots is None or self._slots.at != at:
             self._slots = self._make_slots()

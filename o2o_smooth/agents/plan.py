@@ -29,34 +29,67 @@ class Movement:
     targets: Mask
 
 
-def make_plan(
-    offline: Objective, online: Objective, mix: Mix, *, updates: int, one_batch: bool
-) -> tuple[Plan, Movement]:
-    """What the step after `updates` updates computes, and whom it moves.
+class Planner:
+    """Plans of two objectives; a plan that has been made once is found again by what it depends on.
 
-    A member at w = 0 takes the pure offline step, one at w = 1 the pure online step, whatever the others do. Where the
-    two objectives move the actor and the targets at different rhythms, a blended step takes the slower one.
+    Args:
+        offline: The offline objective.
+        online: The online objective.
     """
-    kinds = {name: mix.kind(name) for name in COMPONENTS}
-    off = wanted(offline.components, kinds, "offline")
-    on = wanted(online.components, kinds, "online")
-    due = _due(offline, online, mix, updates)
-    if not due.any():
-        off, on = off - {"actor"}, on - {"actor"}
-    moving: dict[str, Mask] = {}
-    for name in off | on:
-        weight = mix.weights[name]
-        moving[name] = ((weight < 1) & (name in off)) | ((weight > 0) & (name in on))
-    if "actor" in moving:
-        moving["actor"] &= due
-    mode = mix.mode if any(kind == "mixed" for kind in kinds.values()) else "loss"
-    return Plan(tuple(kinds.items()), off, on, mode, one_batch), Movement(moving, due)
 
+    def __init__(self, offline: Objective, online: Objective) -> None:
+        self.offline, self.online = offline, online
+        self._period = offline.delay * online.delay
+        self._plans: dict[object, tuple[Plan, Movement]] = {}
+        self._noise: dict[Plan, tuple[dict[str, int], dict[str, int]]] = {}
 
-def _due(offline: Objective, online: Objective, mix: Mix, updates: int) -> Mask:
-    """Members whose actor and target networks move now."""
-    off = np.any([mix.weights[name] < 1 for name in offline.components], axis=0)
-    on = np.any([mix.weights[name] > 0 for name in online.components], axis=0)
-    delay = np.maximum(np.where(off, offline.delay, 1), np.where(on, online.delay, 1))
-    due: Mask = (updates + 1) % delay == 0
-    return due
+    def __call__(self, mix: Mix, *, updates: int, one_batch: bool) -> tuple[Plan, Movement]:
+        """What the step after `updates` updates computes, and whom it moves.
+
+        A member at w = 0 takes the pure offline step, one at w = 1 the pure online step, whatever the others do. Where
+        the two objectives move the actor and the targets at different rhythms, a blended step takes the slower one.
+        """
+        kinds = tuple([(name, mix.kind(name)) for name in COMPONENTS])
+        ends: tuple[bytes, ...] = ()
+        if any(kind == "mixed" for _, kind in kinds) and len(mix.weights["actor"]) > 1:
+            ends = tuple([((w > 0) + 2 * (w < 1)).tobytes() for w in mix.weights.values()])
+        key = (kinds, ends, mix.mode, one_batch, (updates + 1) % self._period)
+        found = self._plans.get(key)
+        if found is None:
+            found = self._plans[key] = self._make(mix, updates, one_batch)
+        return found
+
+    def noise(self, plan: Plan) -> tuple[dict[str, int], dict[str, int]]:
+        """Normal and uniform actions per row that a plan's objectives draw, by name; equal names share their draws."""
+        found = self._noise.get(plan)
+        if found is None:
+            found = self._noise[plan] = ({}, {})
+            for objective, want in ((self.offline, plan.offline), (self.online, plan.online)):
+                if want:
+                    for counts, needed in zip(found, (objective.normal_noise, objective.uniform_noise), strict=True):
+                        counts.update({name: max(n, counts.get(name, 0)) for name, n in needed.items()})
+        return found
+
+    def _make(self, mix: Mix, updates: int, one_batch: bool) -> tuple[Plan, Movement]:
+        kinds = {name: mix.kind(name) for name in COMPONENTS}
+        off = wanted(self.offline.components, kinds, "offline")
+        on = wanted(self.online.components, kinds, "online")
+        due = self._due(mix, updates)
+        if not due.any():
+            off, on = off - {"actor"}, on - {"actor"}
+        moving: dict[str, Mask] = {}
+        for name in off | on:
+            weight = mix.weights[name]
+            moving[name] = ((weight < 1) & (name in off)) | ((weight > 0) & (name in on))
+        if "actor" in moving:
+            moving["actor"] &= due
+        mode = mix.mode if any(kind == "mixed" for kind in kinds.values()) else "loss"
+        return Plan(tuple(kinds.items()), off, on, mode, one_batch), Movement(moving, due)
+
+    def _due(self, mix: Mix, updates: int) -> Mask:
+        """Members whose actor and target networks move now."""
+        off = np.any([mix.weights[name] < 1 for name in self.offline.components], axis=0)
+        on = np.any([mix.weights[name] > 0 for name in self.online.components], axis=0)
+        delay = np.maximum(np.where(off, self.offline.delay, 1), np.where(on, self.online.delay, 1))
+        due: Mask = (updates + 1) % delay == 0
+        return due

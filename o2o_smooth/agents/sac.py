@@ -80,14 +80,14 @@ class SACObjective:
             target = self.critic_target(batch, noise)
         q = self.networks.q(batch.obs, batch.action)  # (M, E, B)
         loss = td_error(q, target)
-        return Term(loss, {"critic/q": q.detach().mean((1, 2)), "critic/target": target.mean(-1)})
+        return Term(loss, {"critic/q": q.detach(), "critic/target": target})
 
     def actor_loss(self, batch: Batch, action: Tensor, log_prob: Tensor) -> Term:
         """Reparametrised policy loss (eq. 7)."""
         q = self.networks.q(batch.obs, action, frozen=True).amin(1)  # (M, B)
         alpha = self.networks.alpha.detach()[:, None]
         loss = (alpha * log_prob - q).mean(-1)
-        return Term(loss, {"actor/entropy": -log_prob.detach().mean(-1), "actor/q": q.detach().mean(-1)})
+        return Term(loss, {"actor/entropy": -log_prob.detach(), "actor/q": q.detach()})
 
     def temperature_loss(self, log_prob: Tensor) -> Term:
         """Dual descent on the entropy constraint (eq. 18)."""

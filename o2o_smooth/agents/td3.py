@@ -81,14 +81,14 @@ class TD3Objective:
             target = self.critic_target(batch, noise)
         q = self.networks.q(batch.obs, batch.action)  # (M, E, B)
         loss = td_error(q, target)
-        return Term(loss, {"critic/q": q.detach().mean((1, 2)), "critic/target": target.mean(-1)})
+        return Term(loss, {"critic/q": q.detach(), "critic/target": target})
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The deterministic policy gradient's loss (M,), with the policy's actions (M, B, A) and metrics."""
         action = self.networks.actor.mode(batch.obs)
         q = self.networks.q(batch.obs, action, frozen=True, first=True).squeeze(1)  # (M, B)
         scale = torch.ones_like(q[:, 0]) if self.q_scale is None else self.q_scale / q.detach().abs().mean(-1)
-        return -scale * q.mean(-1), action, {"actor/q": q.detach().mean(-1), "actor/q_scale": scale}
+        return -scale * q.mean(-1), action, {"actor/q": q.detach(), "actor/q_scale": scale}
 
     def actor_loss(self, batch: Batch) -> Term:
         """Deterministic policy gradient on the first critic."""

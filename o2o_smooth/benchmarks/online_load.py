@@ -159,7 +159,7 @@ class TimedLearner(Learner):
         """Time spent in updates; waits for the device."""
         if self.agent.device.type == "cuda":
             torch.cuda.synchronize(self.agent.device)
-        return self._seconds + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000.0
+        return self._seconds + sum(float(begin.elapsed_time(end)) for begin, end in self._events) / 1000.0
 
 
 class Enough(Exception):

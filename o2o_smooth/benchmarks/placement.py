@@ -139,8 +139,9 @@ def _job_s(configs: Sequence[RunConfig[Any]], cpus: int, speed: Speed) -> float:
     steps = config.online_steps + points * evaluation.eval_episodes * episode
     offline = 0.0
     if config.pretrained is None:
-        offline = config.offline_updates * _update_s(config, len(members.firsts), cpus, speed)
-        steps += evaluation.switch_episodes * episode
+        before = len(members.firsts)
+        offline = config.offline_updates * _update_s(config, before, cpus, speed)
+        offline += before * evaluation.switch_episodes * episode * ENV_STEP_S
     online = config.utd * config.online_steps * _update_s(config, count, cpus, speed)
     return offline + online + count * steps * ENV_STEP_S
 

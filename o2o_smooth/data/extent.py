@@ -43,6 +43,8 @@ class Extent:
     """Why it is not known, or where the number comes from."""
     unpacked: int = 0
     """Bytes that are held besides the rows while it is read."""
+    mapped: bool | None = None
+    """Whether the rows lie on disk; None where that is decided when they are read."""
 
 
 def extent(task: Task, dataset: str | None = None, *, patient: bool = True) -> Extent:

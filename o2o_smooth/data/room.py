@@ -15,11 +15,6 @@ from pathlib import Path
 
 from o2o_smooth.data.store import SCRATCH_VARIABLE
 
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
-
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 UNLIMITED = 2**60  # cgroups of version 1 say "no limit" with a number near 2^63
 MACHINE, CONTAINER, PROCESS = "the machine's free memory", "the container's limit (cgroup)", "ulimit -v"
@@ -97,7 +92,7 @@ def _containers(proc: Path, cgroup: Path) -> Iterator[int]:
     except (OSError, ValueError):
         lines = ["0::/"]
     for line in lines:
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if not controllers:
             for mount in (cgroup, cgroup / "unified"):
                 yield from _levels(mount, path, ("memory.max", "memory.high"), "memory.current", "inactive_file")
@@ -121,7 +116,9 @@ def _levels(mount: Path, path: str, limits: tuple[str, ...], usage: str, cache: 
 
 def _left_of_address_space(proc: Path) -> int | None:
     """What `ulimit -v` leaves; None without such a limit."""
-    if resource is None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
         return None
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:

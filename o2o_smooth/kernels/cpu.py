@@ -77,10 +77,12 @@ def library() -> ctypes.CDLL:
     lib.o2o_adam.argtypes = [pointer, i64, i64, f32, f32, f32, integer]
     lib.o2o_td_error.argtypes = [pointer, pointer, i64, i64, i64, pointer, pointer]
     lib.o2o_expectile.argtypes = [pointer, pointer, pointer, i64, i64, pointer, pointer]
+    lib.o2o_advantage_weighted.argtypes = [pointer, pointer, pointer, i64, i64, pointer, pointer]
     lib.o2o_log_prob.argtypes = [pointer, pointer, pointer, i64, i64, i64, pointer, pointer]
     lib.o2o_sample.argtypes = [pointer, pointer, i64, i64, i64, i64, pointer, pointer]
     lib.o2o_sample_back.argtypes = [*[pointer] * 5, i64, i64, i64, i64, pointer]
-    for name in ("forward", "backward", "adam", "td_error", "expectile", "log_prob", "sample", "sample_back"):
+    losses = ("td_error", "expectile", "advantage_weighted", "log_prob", "sample", "sample_back")
+    for name in ("forward", "backward", "adam", *losses):
         getattr(lib, f"o2o_{name}").restype = None
     lib.o2o_init(sgemm, None if threads is None else ctypes.cast(threads, pointer))
     return lib

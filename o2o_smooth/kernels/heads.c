@@ -8,6 +8,7 @@
 
 #define LOG_STD_MIN -5.0f
 #define LOG_STD_MAX 2.0f
+#define MAX_ADVANTAGE_WEIGHT 100.0f
 #define LOG_2 0.69314718055994531f
 #define HALF_LOG_2PI 0.91893853320467274f
 #define PARALLEL 4096 /* elements below which one thread is faster than waking the others */
@@ -106,6 +107,24 @@ void o2o_expectile(const float *target, const float *v, const float *expectile, 
             float u = y[r] - at[r], weight = u < 0.0f ? below : above;
             sum += weight * u * u;
             d[r] = -2.0f * scale * weight * u;
+        }
+        loss[m] = sum * scale;
+    }
+}
+
+/* loss (M,) = -mean over rows of min(exp(beta A), 100) log_prob, both (M, B); d is the gradient of log_prob. */
+void o2o_advantage_weighted(const float *log_prob, const float *advantage, const float *beta, int64_t members,
+                            int64_t rows, float *loss, float *d) {
+    float scale = 1.0f / (float)rows;
+    for (int64_t m = 0; m < members; m++) {
+        const float *restrict at = log_prob + m * rows, *restrict a = advantage + m * rows;
+        float *restrict g = d + m * rows, sum = 0.0f, inverse_temperature = beta[m];
+#pragma omp simd reduction(+ : sum)
+        for (int64_t r = 0; r < rows; r++) {
+            float weight = exp_(inverse_temperature * a[r]);
+            weight = weight > MAX_ADVANTAGE_WEIGHT ? MAX_ADVANTAGE_WEIGHT : weight;
+            sum -= weight * at[r];
+            g[r] = -scale * weight;
         }
         loss[m] = sum * scale;
     }

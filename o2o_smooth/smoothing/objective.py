@@ -32,7 +32,7 @@ class Term(NamedTuple):
     """One component's loss."""
 
     loss: Tensor  # (M,): mean over the batch, one per member
-    info: dict[str, Tensor]  # detached, (M,) each; names like "critic/q"
+    info: dict[str, Tensor]  # detached, (M, ...) each, a mean over all but members when read; names like "critic/q"
 
 
 class Objective(Protocol):

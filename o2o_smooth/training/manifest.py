@@ -16,7 +16,7 @@ import torch
 import o2o_smooth
 from o2o_smooth.data.sources import Dataset
 from o2o_smooth.stability.origin import score_block
-from o2o_smooth.training.prepare import Arm, Prepared
+from o2o_smooth.training.prepare import Arm, Prepared, needs_dataset
 
 VERSIONED = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
 _NOT_OF_TASK = ("aliases", "dataset_ids", "reward_scale", "reward_shift")
@@ -27,7 +27,7 @@ def make_manifest(prepared: Prepared, arm: Arm | None = None) -> dict[str, Any]:
     agent, forked = prepared.agent, prepared.forked
     config = (arm or prepared.arms[0]).config
     dataset = forked.dataset if forked is not None else None  # what a fork learned from, though it read none itself
-    if prepared.dataset is not None:
+    if prepared.dataset is not None and needs_dataset(config):
         dataset = describe_dataset(prepared.dataset)
     task = {name: value for name, value in asdict(prepared.task).items() if name not in _NOT_OF_TASK}
     return {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from o2o_smooth.agents import AGENTS, CQLConfig
 from o2o_smooth.data.extent import Extent
 from o2o_smooth.data.room import own_memory
 from o2o_smooth.data.store import memory_limit, row_width
+from o2o_smooth.kernels.cpu import unavailable
 from o2o_smooth.smoothing.objective import COMPONENTS
 from o2o_smooth.training.config import RunConfig
 
@@ -30,19 +32,29 @@ LEARNING = ("updates", "saving")
 
 
 @dataclass(frozen=True)
-class Workspace:
-    """What one update of an objective computes, in passes of all rows of a batch, and what it costs in memory.
+class Cost:
+    """Peak bytes of an update per byte of the activations of all its passes.
 
-    The cost is the peak in bytes per byte of the activations of all passes. Arrays below `MALLOC_THRESHOLD` come from
-    malloc's heap, which fragments, so they cost more and part of them stays; larger ones go back at once.
+    Arrays below `MALLOC_THRESHOLD` come from malloc's heap, which fragments, so they cost more and stay afterwards;
+    larger ones go back at once.
     """
+
+    small: float
+    large: float
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What one update of an objective computes, in passes of all rows of a batch, and what it costs in memory."""
 
     critic: int
     """Passes through all critics; of CQL besides those of its drawn actions."""
     value: int
     actor: int
-    small: float
-    large: float
+    native: Cost
+    """With the native CPU kernels."""
+    plain: Cost
+    """In plain torch; of `large`, what a GPU needs."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +66,11 @@ class Simulator:
 
 
 WORKSPACE = {
-    "iql": Workspace(critic=2, value=2, actor=1, small=2.2, large=2.0),
-    "sac": Workspace(critic=3, value=0, actor=2, small=1.9, large=1.7),
-    "td3": Workspace(critic=3, value=0, actor=2, small=2.0, large=1.7),
-    "td3_bc": Workspace(critic=3, value=0, actor=2, small=2.0, large=1.7),
-    "cql": Workspace(critic=3, value=0, actor=4, small=3.5, large=1.6),
+    "iql": Workspace(critic=2, value=2, actor=1, native=Cost(1.1, 0.8), plain=Cost(2.2, 1.0)),
+    "sac": Workspace(critic=3, value=0, actor=2, native=Cost(1.1, 0.8), plain=Cost(1.8, 1.0)),
+    "td3": Workspace(critic=3, value=0, actor=2, native=Cost(1.0, 0.7), plain=Cost(1.9, 1.0)),
+    "td3_bc": Workspace(critic=3, value=0, actor=2, native=Cost(1.0, 0.7), plain=Cost(1.6, 1.0)),
+    "cql": Workspace(critic=3, value=0, actor=4, native=Cost(1.4, 1.1), plain=Cost(3.5, 1.6)),
 }
 SIMULATORS = {
     "other": Simulator(2 * MIB, MIB // 4),
@@ -76,7 +88,7 @@ PICTURE = 30 * MIB
 """matplotlib, at the end."""
 READER = 60 * MIB
 """The process that reads an HDF5 file first."""
-WORKER, WORKER_TORCH = 24 * MIB, 155 * MIB
+WORKER, WORKER_TORCH = 18 * MIB, 155 * MIB
 """An environment's own process; one that imports torch, because the user's script does."""
 COMPILER, COMPILER_PROCESSES = 200 * MIB, 300 * MIB
 """torch.compile in this process, and the C++ compilers that it starts."""
@@ -196,7 +208,7 @@ def _dataset(config: RunConfig[Any], shape: Shape, data: Extent | None, on_devic
     size = data.rows * width * FLOAT
     flags = 8 * data.rows  # both flags, and what is derived of them
     slices = 5 * min(data.rows, 65_536) * (shape.obs_dim + shape.action_dim) * FLOAT
-    mapped = size > memory_limit()
+    mapped = size > memory_limit() if data.mapped is None else data.mapped
     text = f"{data.rows:,} rows of {width} floats" + (f", {data.note}" if data.note else "")
     parts = [
         Part("dataset", flags if mapped else size + flags, detail=text + (", mapped from disk" if mapped else "")),
@@ -253,7 +265,7 @@ def parameters(config: RunConfig[Any], shape: Shape) -> tuple[int, int]:
 
 def _mlp(inputs: int, outputs: int, hidden: Sequence[int], layer_norm: bool) -> int:
     sizes = [inputs, *hidden, outputs]
-    weights = sum(i * j + j for i, j in zip(sizes[:-1], sizes[1:], strict=True))
+    weights = sum(i * j + j for i, j in pairwise(sizes))
     return weights + (2 * sum(hidden) if layer_norm else 0)
 
 
@@ -297,7 +309,8 @@ def _workspace(config: RunConfig[Any], shape: Shape, members: int, on_device: bo
     for name in {before, after}:
         size, largest = activations(name, config, shape, members)
         small = largest < MALLOC_THRESHOLD and not on_device
-        needed[name] = (int(size * (WORKSPACE[name].small if small else WORKSPACE[name].large)), small)
+        cost = WORKSPACE[name].native if native_kernels() and not on_device else WORKSPACE[name].plain
+        needed[name] = (int(size * (cost.small if small else cost.large)), small)
     both = mixes(config)
     peak = needed[before][0] + needed[after][0] if both else max(size for size, _ in needed.values())
     stays = all(small for _, small in needed.values())  # in malloc's heap
@@ -305,6 +318,11 @@ def _workspace(config: RunConfig[Any], shape: Shape, members: int, on_device: bo
     text = f"{text}; both at once while the weight moves" if both else text
     phases = LEARNING if stays else ("updates",)
     return Part("activations of an update", *_place(peak, on_device), detail=text, phases=phases)
+
+
+def native_kernels() -> bool:
+    """Whether the learner has the native CPU kernels here."""
+    return unavailable() is None
 
 
 def _environments(config: RunConfig[Any], shape: Shape, members: int) -> list[Part]:

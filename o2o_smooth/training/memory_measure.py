@@ -1,4 +1,4 @@
-"""Measuring what `memory` predicts with: `python -m o2o_smooth.training.memory --measure`, and whole runs to hold it to.
+"""Measuring what `memory` predicts with: `python -m o2o_smooth.training.memory --measure`; and whole runs, to compare.
 
 Every number comes from a process of its own, which does one thing and says what its resident memory was before, after
 and at its peak. On systems that do not tell these (only Linux does), nothing can be measured.
@@ -6,6 +6,7 @@ and at its peak. On systems that do not tell these (only Linux does), nothing ca
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -27,6 +28,7 @@ from o2o_smooth.data.room import own_memory, peak_memory
 from o2o_smooth.data.store import row_width
 from o2o_smooth.envs import find_task, make_env, make_vector_env
 from o2o_smooth.errors import EnvError, O2OError
+from o2o_smooth.kernels.build import SWITCH
 from o2o_smooth.training import memory
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
 from o2o_smooth.training.learner import Learner
@@ -41,19 +43,22 @@ TASKS = {
     "adroit": "hammer-human-v1",
     "kitchen": "kitchen-partial-v0",
 }
-SMALL_SIZES = ((1, 64), (1, 128), (1, 256), (1, 512), (4, 64), (4, 256))
-"""(members, batch): of an objective's usual sizes; which of them have small arrays depends on the objective."""
-LARGE_SIZES = ((1, 1024), (4, 512), (4, 2048), (4, 8192))
+SIZES = {
+    "cql": ((1, 64), (1, 256), (1, 384), (4, 128), (1, 1024), (4, 256)),
+    "": ((1, 1024), (1, 4096), (4, 256), (4, 1024), (4, 8192)),
+}
+"""(members, batch) of an objective, or of all others: some with arrays on each side of `MALLOC_THRESHOLD`."""
 
 
-def child(kind: str, **arguments: Any) -> dict[str, Any]:
-    """Have one of `KINDS` done in a process of its own.
+def child(kind: str, *, plain: bool = False, **arguments: Any) -> dict[str, Any]:
+    """Have one of `KINDS` done in a process of its own, which with `plain` goes without the native kernels.
 
     Raises:
         O2OError: It failed; the text is its last line.
     """
-    command = [sys.executable, "-m", "o2o_smooth.training.memory_measure", kind, json.dumps(arguments)]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    code = "import sys; from o2o_smooth.training.memory_measure import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, kind, json.dumps(arguments)]  # -c: no main module for workers to import
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"} | ({SWITCH: "0"} if plain else {})
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         words = done.stderr.strip().splitlines()
@@ -81,8 +86,8 @@ def update(agent: str, members: int, batch_size: int, hidden_dims: list[int]) ->
     config: RunConfig[Any] = RunConfig(
         hyper=hyper, agent=agent, online="same", seeds=tuple(range(members)), batch_size=batch_size
     )
-    spaces = [gym.spaces.Box(-1.0, 1.0, (n,), np.float32) for n in (OBS_DIM, ACTION_DIM)]
-    learner = cls(*spaces, hyper, online="same", seeds=config.seeds)
+    obs_space, action_space = (gym.spaces.Box(-1.0, 1.0, (n,), np.float32) for n in (OBS_DIM, ACTION_DIM))
+    learner = cls(obs_space, action_space, hyper, online="same", seeds=config.seeds)
     rows = np.random.default_rng(0).normal(0.0, 0.3, (1, 1000, row_width(OBS_DIM, ACTION_DIM))).astype(np.float32)
     offline_rows = ReplayBuffer(members, 1000, OBS_DIM, ACTION_DIM, shared=True)
     offline_rows.add(rows)
@@ -170,27 +175,21 @@ def whole_run(
     return {"peak": peak_memory(), "predicted": prediction.own, "parts": parts, "phase": prediction.phase}
 
 
-class made_for:  # noqa: N801  # a context manager, used as one
+@contextlib.contextmanager
+def made_for(rows: int) -> Iterator[None]:
     """Members' own buffers are made with so many rows and filled at once, as after so many steps."""
+    plain: Callable[..., None] = ReplayBuffer.__init__
 
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
+    def made(buffer: ReplayBuffer, members: int, capacity: int, *args: Any, shared: bool = False, **rest: Any) -> None:
+        plain(buffer, members, capacity if shared else rows, *args, shared=shared, **rest)
+        if not shared:
+            fill(buffer)
 
-    def __enter__(self) -> None:
-        plain, rows = ReplayBuffer.__init__, self.rows
-        self.plain: Callable[..., None] = plain
-
-        def made(
-            buffer: ReplayBuffer, members: int, capacity: int, *args: Any, shared: bool = False, **kw: Any
-        ) -> None:
-            plain(buffer, members, capacity if shared else rows, *args, shared=shared, **kw)
-            if not shared:
-                fill(buffer)
-
-        ReplayBuffer.__init__ = made  # type: ignore[assignment,method-assign]
-
-    def __exit__(self, *_: object) -> None:
-        ReplayBuffer.__init__ = self.plain  # type: ignore[method-assign]
+    ReplayBuffer.__init__ = made  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        ReplayBuffer.__init__ = plain  # type: ignore[method-assign]
 
 
 def fill(buffer: ReplayBuffer) -> None:
@@ -223,33 +222,38 @@ def measure() -> Iterator[str]:
     kernels = tiny["peak"] - tiny["activations"]
     yield f"KERNELS = {memory.KERNELS / MIB:.0f} MiB: found {kernels / MIB:.1f}"
     for name, space in WORKSPACE.items():
-        ratios: dict[bool, list[float]] = {True: [], False: []}
-        for members, batch_size in (*SMALL_SIZES, *LARGE_SIZES):
-            if name == "cql" and members * batch_size > 4096:
-                continue  # gigabytes, and nothing new
-            dims = [256] * (3 if name == "cql" else 2)
-            found = child("update", agent=name, members=members, batch_size=batch_size, hidden_dims=dims)
-            ratio = (found["peak"] - kernels) / found["activations"]
-            if found["activations"] > 8 * MIB:  # below, the kernels' error weighs more
-                ratios[found["largest"] < memory.MALLOC_THRESHOLD].append(ratio)
-        for label, stands, small in (("small", space.small, True), ("large", space.large, False)):
-            each = ", ".join(f"{ratio:.2f}" for ratio in ratios[small])
-            yield f"WORKSPACE[{name}].{label} = {stands}: found {max(ratios[small], default=0.0):.2f} of {each}"
+        for plain in (False, True):
+            yield from _costs(name, space.plain if plain else space.native, kernels, plain=plain)
     for domain, task in TASKS.items():
         try:
             found, alone = child("simulator", task=task, count=12), child("worker", task=task)
         except (O2OError, EnvError) as error:
             yield f"SIMULATORS[{domain}]: not measured ({error})"
             continue
-        stands = SIMULATORS[domain]
+        table = SIMULATORS[domain]
         yield (
-            f"SIMULATORS[{domain}] = first {stands.first / MIB:.0f}, each {stands.each / MIB:.2f} MiB: found "
+            f"SIMULATORS[{domain}] = first {table.first / MIB:.0f}, each {table.each / MIB:.2f} MiB: found "
             f"{found['first'] / MIB:.1f}, {found['each'] / MIB:.2f}; a process of its own {alone['private'] / MIB:.0f} "
-            f"(predicted {(stands.first + memory.WORKER) / MIB:.0f})"
+            f"(predicted {(table.first + memory.WORKER) / MIB:.0f})"
         )
     for members, stands_at in ((1, memory.SAVING_ONE), (3, memory.SAVING_MORE)):
         factor = child("saving", members=members, rows=400_000)["factor"]
         yield f"SAVING of {members} = {stands_at}: found {factor:.2f}"
+
+
+def _costs(name: str, stands: memory.Cost, kernels: int, *, plain: bool) -> Iterator[str]:
+    ratios: dict[bool, list[float]] = {True: [], False: []}
+    for members, batch_size in SIZES.get(name, SIZES[""]):
+        dims = [256] * (3 if name == "cql" else 2)
+        sizes = {"members": members, "batch_size": batch_size, "hidden_dims": dims}
+        found = child("update", plain=plain, agent=name, **sizes)
+        if found["activations"] > 8 * MIB:  # below, the kernels' error weighs more
+            ratio = (found["peak"] - kernels) / found["activations"]
+            ratios[found["largest"] < memory.MALLOC_THRESHOLD].append(ratio)
+    label = "plain" if plain else "native"
+    for which, value, small in (("small", stands.small, True), ("large", stands.large, False)):
+        each = ", ".join(f"{ratio:.2f}" for ratio in ratios[small])
+        yield f"WORKSPACE[{name}].{label}.{which} = {value}: found {max(ratios[small], default=0.0):.2f} of {each}"
 
 
 def main(arguments: list[str]) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from o2o_smooth.agents import AGENTS, Agent
@@ -103,7 +104,8 @@ def prepare_population(
     obs_space, action_space = env.observation_space, env.action_space
     env.close()
     check, shape = MemoryCheck(), Shape(_width(obs_space), _width(action_space), task.domain)
-    data = extent(task, config.dataset, patient=False) if needs_dataset(config) else None
+    reads = any(needs_dataset(each) for each in configs)
+    data = extent(task, config.dataset, patient=False) if reads else None
     check(configs, shape, data, progress.note, members=len(members.seeds))
     forked = None
     agent_class = AGENTS[config.agent]
@@ -130,7 +132,7 @@ def prepare_population(
             compile=config.compile,
         )
     dataset = None
-    if needs_dataset(config):
+    if reads:
         dataset = load_dataset(
             task,
             dataset=config.dataset,
@@ -141,7 +143,8 @@ def prepare_population(
         )
         check_fits(dataset, agent.obs_dim, agent.action_dim)
         if data is None or data.rows is None:
-            found = Extent(dataset.id, len(dataset.transitions))
+            rows = dataset.transitions.rows
+            found = Extent(dataset.id, len(dataset.transitions), mapped=isinstance(rows, np.memmap))
             check(configs, shape, found, progress.note, members=len(members.seeds))
         _warn_of_units(dataset, agent, progress)
         if forked is not None and forked.dataset is not None and forked.dataset["provenance"] != dataset.provenance:
@@ -154,7 +157,7 @@ def prepare_population(
                 f"{config.pretrained} was pretrained on {forked.dataset['id']} (other contents than {dataset.id} has "
                 f"now); retaining other data than that would not be a fork. Give --dataset or pretrain again"
             )
-    elif config.smoothing.regime != "discard" and not _purely_online(config):
+    elif any(each.smoothing.regime != "discard" and not _purely_online(each) for each in configs):
         raise ConfigError(
             f"regime {config.smoothing.regime} keeps offline rows, but there is no offline data without offline "
             f"updates; use --regime discard or --schedule jump"

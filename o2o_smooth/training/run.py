@@ -15,7 +15,7 @@ import torch
 
 from o2o_smooth.agents import CQLConfig
 from o2o_smooth.agents.base import Metrics
-from o2o_smooth.agents.plan import make_plan
+from o2o_smooth.agents.plan import Planner
 from o2o_smooth.agents.storage import take_members
 from o2o_smooth.data.buffer import ReplayBuffer
 from o2o_smooth.data.collect import Collector
@@ -271,6 +271,6 @@ class Run:
             return values
         own = list(self.outputs[index].arm.members)
         mix = Mix({name: w[own] for name, w in used.weights.items()}, used.offline_fraction, used.mode)
-        plan, _ = make_plan(agent.offline, agent.online, mix, updates=agent.updates - 1, one_batch=True)
+        plan, _ = Planner(agent.offline, agent.online)(mix, updates=agent.updates - 1, one_batch=True)
         measured = any(controller.mix().kind(c) == "mixed" for c in COMPONENTS)
         return own_metrics(values, plan, measured=measured)

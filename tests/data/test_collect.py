@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from o2o_smooth.data.batch import Transitions
 from o2o_smooth.data.buffer import ReplayBuffer
-from o2o_smooth.data.collect import Collector, Episode, Policy, random_policy
+from o2o_smooth.data.collect import Collector, Episode, random_policy
 from o2o_smooth.data.normalize import RewardMap, observation_statistics
 from o2o_smooth.data.store import UNKNOWN_RETURN
 from o2o_smooth.envs import Task, make_vector_env
@@ -240,7 +240,7 @@ def test_random_policy_is_uniform_in_the_box_and_one_stream_per_member() -> None
     low, high = np.array([-2.0, 0.0], np.float32), np.array([-1.0, 5.0], np.float32)
 
     def draw(seeds: list[int]) -> NDArray[np.float32]:
-        policy: Policy = random_policy(low, high, [np.random.default_rng(seed) for seed in seeds])
+        policy = random_policy(low, high, [np.random.default_rng(seed) for seed in seeds])
         return policy(np.zeros((len(seeds), 4000, 3), np.float32))
 
     both = draw([0, 1])

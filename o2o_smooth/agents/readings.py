@@ -1,0 +1,31 @@
+"""What an update reports: tensors that are averaged only when somebody reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+
+class Readings(Mapping[str, Tensor]):
+    """Metrics by name, (M,) each, detached and on the device.
+
+    They are kept as the losses left them, (M, ...), and averaged over all but members at reading: an update's metrics
+    are read once in hundreds of updates, and computing them every time would be a noticeable part of a small update.
+
+    Args:
+        raw: Name -> detached tensor (M, ...).
+    """
+
+    def __init__(self, raw: Mapping[str, Tensor]) -> None:
+        self.raw = raw
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self.raw[name]
+        return value if value.dim() == 1 else value.flatten(1).mean(1)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.raw)
+
+    def __len__(self) -> int:
+        return len(self.raw)

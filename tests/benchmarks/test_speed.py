@@ -1,0 +1,241 @@
+"""The command `o2o-smooth speed` at sizes of milliseconds, and what it makes of its measurements."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from o2o_smooth.benchmarks import speed_growth
+from o2o_smooth.benchmarks.speed import (
+    SpeedConfig,
+    configurations,
+    cores,
+    installed_peers,
+    machine,
+    measure,
+    peak_gflops,
+    speed,
+    write_json,
+)
+from o2o_smooth.benchmarks.speed_growth import exponents
+from o2o_smooth.benchmarks.speed_picture import draw
+from o2o_smooth.benchmarks.speed_report import number, ratios, report
+from o2o_smooth.benchmarks.speed_slices import SpeedError
+from o2o_smooth.cli import main
+from o2o_smooth.errors import ConfigError
+
+TINY = ["--width", "8", "--batch", "4", "--rows", "50", "--threads", "1", "--rounds", "1", "--slice-s", "0.001"]
+ISSUED = ("agent", "precision", "members", "threads", "width", "batch", "updates_per_s", "limit_updates_per_s")
+
+
+def tiny(**settings: Any) -> SpeedConfig:
+    sizes: dict[str, Any] = {"width": 8, "batch": 4, "rows": 50, "threads": (1,), "rounds": 1, "slice_s": 1e-3}
+    return SpeedConfig(**{**sizes, "limit_s": 0.0, "peers": False, "run": False, "picture": None, **settings})
+
+
+def test_every_combination_is_timed_once() -> None:
+    config = SpeedConfig(
+        agents=("iql", "cql", "iql"), precision=("fp32", "bf16"), members=(1, 4), threads=(1, 2), depth=()
+    )
+    found = [(c["agent"], c["precision"], c["members"], c["threads"]) for c in configurations(config)]
+    assert len(found) == len(set(found)) == 2 * 2 * 2 * 2
+    depths = {c["agent"]: len(c["hidden_dims"]) for c in configurations(config)}
+    assert depths == {"iql": 2, "cql": 3}
+    both = SpeedConfig(agents=("iql",), precision=("fp32",), members=(1,), depth=(2, 3))
+    assert [c["hidden_dims"] for c in configurations(both)] == [[256] * 2, [256] * 3]
+    assert both.thread_counts == (cores(),)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"agents": ()}, "--agents needs at least one value"),
+        ({"members": (1, 0)}, "--members must be at least 1, got 1 0"),
+        ({"obs_dim": 0}, "--obs-dim must be at least 1, got 0"),
+        ({"slice_s": 0.0}, r"--slice-s must lie in \(0, 60\], got 0.0"),
+        ({"picture": "x.bmp"}, "ends in .png, .pdf or .svg"),
+        ({"json": "/no/such/folder/x.json"}, "the folder /no/such/folder does not exist"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        SpeedConfig(**settings)
+
+
+def test_rows_hold_rates_beside_their_limit() -> None:
+    result = measure(tiny(agents=("td3_bc",), precision=("fp32", "bf16"), members=(1, 3)))
+    rows = result["rows"]
+    assert [(r["precision"], r["members"]) for r in rows if r["precision"] == "fp32"] == [("fp32", 1), ("fp32", 3)]
+    for row in rows:
+        assert all(row[key] is not None for key in ISSUED)
+        assert (row["width"], row["batch"], row["threads"], row["agent"]) == (8, 4, 1, "td3_bc")
+        assert row["share_of_limit"] == pytest.approx(row["updates_per_s"] / row["limit_updates_per_s"])
+        assert row["member_updates_per_s"] == pytest.approx(row["members"] * row["updates_per_s"])
+        assert row["lowest"] <= row["updates_per_s"] <= row["highest"]
+    one, three = rows[:2]
+    assert one["limit_updates_per_s"] == pytest.approx(3 * three["limit_updates_per_s"])
+    # Where the agents have no bf16 there is a reason instead of a row.
+    found = {r["precision"] for r in rows} | {m["precision"] for m in result["missing"] if m["reason"]}
+    assert found == {"fp32", "bf16"}
+    assert {(p["precision"], p["threads"]) for p in result["peaks"]} == {("fp32", 1), ("bf16", 1)}
+    assert result["peers"] == []
+
+
+def test_the_peak_is_that_of_the_faster_matmul() -> None:
+    def matmul(size: int, rate: float, precision: str = "fp32") -> dict[str, Any]:
+        return {"kind": "matmul", "precision": precision, "threads": 2, "size": size, "updates_per_s": rate}
+
+    peaks = peak_gflops([matmul(100, 50.0), matmul(200, 10.0), matmul(100, 70.0, "bf16"), {"kind": "update"}])
+    assert peaks == {
+        ("fp32", 2): pytest.approx(2 * 200**3 * 10 * 1e-9),
+        ("bf16", 2): pytest.approx(2 * 100**3 * 70 * 1e-9),
+    }
+
+
+def test_a_peer_is_compared_with_equal_work_alone() -> None:
+    def row(implementation: str, rate: float, **rest: Any) -> dict[str, Any]:
+        base = {"agent": "iql", "threads": 2, "hidden_dims": [256, 256], "batch": 256}
+        return {**base, "implementation": implementation, "member_updates_per_s": rate, **rest}
+
+    peers = [row("d3rlpy", 50.0), row("d3rlpy", 9.0, agent="cql"), row("jax", 40.0, threads=1), row("jax", 200.0)]
+    assert ratios(row("o2o_smooth", 100.0), peers) == {"d3rlpy": 2.0, "jax": 0.5}
+
+
+def test_peers_are_looked_for_in_the_python_that_is_named(tmp_path: Path) -> None:
+    assert installed_peers(sys.executable) == installed_peers(None)
+    with pytest.raises(ConfigError, match="no Python that runs"):
+        installed_peers(str(tmp_path / "python"))
+
+
+def test_the_command_writes_numbers_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers, picture = tmp_path / "speed.json", tmp_path / "speed.png"
+    files = ["--json", str(numbers), "--picture", str(picture)]
+    options = ["--agents", "iql", "--precision", "fp32", "--members", "1", "--limit-s", "0", "--no-run", "--no-peers"]
+    assert main(["speed", *options, *TINY, *files]) == 0
+    shown = capsys.readouterr().out
+    assert "Updates per second" in shown
+    assert "iql" in shown
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    result = json.loads(numbers.read_text())
+    assert result["rows"][0]["agent"] == "iql"
+    assert set(ISSUED) <= set(result["rows"][0])
+    assert result["command"].startswith("o2o-smooth speed --agents iql")
+    assert result["machine"]["cores"] == cores()
+    assert result["machine"]["versions"]["torch"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["speed", "--agents", "dqn"], "dqn"),
+        (["speed", "--agent", "iql"], "did you mean --agents?"),
+        (["speed", "--threads", "0"], "--threads must be at least 1, got 0"),
+    ],
+)
+def test_bad_options_are_one_line(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert text in error
+
+
+def test_numbers_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SpeedError, match="cannot be written"):
+        write_json({}, tmp_path)
+
+
+def test_growth_compares_cost_with_work() -> None:
+    points = [
+        {"value": 1, "work": 1.0, "cost_s": 1.0},
+        {"value": 2, "work": 4.0, "cost_s": 4.0},
+        {"value": 4, "work": 16.0, "cost_s": 32.0},
+    ]
+    assert exponents(points) == [None, pytest.approx(1.0), pytest.approx(1.5)]
+    assert exponents(points, constant=True) == [None, pytest.approx(2.0), pytest.approx(3.0)]
+    assert exponents([]) == []
+
+
+def test_growth_is_timed_drawn_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(speed_growth.POINTS, "batch", (2, 4, 10**9))
+    monkeypatch.setitem(speed_growth.POINTS, "buffer", (20, 10**12))
+    config = tiny(agents=("td3_bc",), precision=("fp32",), grow=("batch", "buffer"))
+    result = speed(config, "o2o-smooth speed --grow batch buffer")
+    batch, buffer = result["growth"]
+    assert [p["value"] for p in batch["points"]] == [2, 4]
+    assert batch["points"][1]["work"] == 2 * batch["points"][0]["work"]
+    assert batch["missing"][0]["value"] == 10**9
+    assert "GFLOP an update" in batch["missing"][0]["reason"]
+    assert [p["value"] for p in buffer["points"]] == [20]
+    assert "of the free memory" in buffer["missing"][0]["reason"]
+    picture = tmp_path / "growth.png"
+    assert draw(result, picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert not draw({"rows": []}, tmp_path / "nothing.png")
+    shown = _shown(result)
+    assert "cost by batch" in shown
+    assert "1,000,000,000: " in shown
+
+
+def test_a_report_says_what_was_dropped_and_what_is_missing() -> None:
+    row = {
+        "implementation": "o2o_smooth",
+        "agent": "iql",
+        "precision": "fp32",
+        "members": 1,
+        "threads": 2,
+        "hidden_dims": [256, 256],
+        "depth": 2,
+        "width": 256,
+        "batch": 256,
+        "updates_per_s": 300.0,
+        "member_updates_per_s": 300.0,
+        "lowest": 290.0,
+        "highest": 310.0,
+        "limit_updates_per_s": 600.0,
+        "share_of_limit": 0.5,
+        "contended": True,
+        "first_update_s": 0.1,
+    }
+    result = {
+        "rows": [row],
+        "peers": [{**row, "implementation": "d3rlpy", "updates_per_s": 100.0, "member_updates_per_s": 100.0}],
+        "peaks": [{"precision": "fp32", "threads": 2, "gflops": 320.0}],
+        "missing": [{"implementation": "o2o_smooth", "agent": "iql", "precision": "bf16", "reason": "no such units"}],
+        "slices": {"kept": 7, "dropped": 3, "filter": True},
+        "absent_peers": ["jax"],
+        "import_s": {"2": 1.5},
+    }
+    shown = " ".join(_shown(result).split())
+    for text in (
+        "300~",
+        "3.00",
+        "50%",
+        "3 of 10 slices dropped",
+        "no slice was undisturbed",
+        "iql bf16: no such units",
+        "not installed: jax",
+    ):
+        assert text in shown
+
+
+def test_numbers_are_short() -> None:
+    assert [number(x) for x in (None, 0.01234, 5.678, 99.94, 1234.5)] == ["-", "0.0123", "5.68", "99.9", "1,234"]
+
+
+def test_the_machine_is_named() -> None:
+    found = machine()
+    assert found["cpu"]
+    assert found["cores"] >= 1
+
+
+def _shown(result: dict[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(report(result))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
