@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -27,18 +28,25 @@ def speed(arguments: list[str]) -> int:
     from rich.console import Console
 
     from o2o_smooth.benchmarks import speed as benchmark
-    from o2o_smooth.benchmarks.speed_report import report
+    from o2o_smooth.benchmarks.speed_report import into_document, markdown, report
     from o2o_smooth.training.progress import show_progress
 
     config = parse(benchmark.SpeedConfig, benchmark.SpeedConfig(), arguments, "o2o-smooth speed", EXAMPLES)
-    command = shlex.join(["o2o-smooth", "speed", *arguments])
+    home = str(Path.home())
+    shown = [f"~{word.removeprefix(home)}" if word.startswith(f"{home}/") else shlex.quote(word) for word in arguments]
+    command = " ".join(["o2o-smooth speed", *shown])
     with show_progress() as progress:
         result = benchmark.speed(config, command, progress)
     console = Console()
     console.print(report(result), highlight=False)
     if config.json is not None:
-        benchmark.write_json(result, Path(config.json))
+        benchmark.write_text(json.dumps(result, indent=1) + "\n", Path(config.json))
         console.print(f"numbers: {config.json}", highlight=False, soft_wrap=True)
+    if config.markdown is not None:
+        path = Path(config.markdown)
+        document = path.read_text(encoding="utf-8") if path.is_file() else ""
+        benchmark.write_text(into_document(markdown(result), result, document), path)
+        console.print(f"tables:  {config.markdown}", highlight=False, soft_wrap=True)
     if config.picture is not None:
         from o2o_smooth.benchmarks.speed_picture import draw  # matplotlib is slow to import
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from o2o_smooth.agents.config import AgentConfig
 from o2o_smooth.agents.mirror import Mirror
-from o2o_smooth.agents.networks import Networks
+from o2o_smooth.agents.networks import PRECISIONS, Networks, Precision
 from o2o_smooth.agents.optimizer import MemberAdam
 from o2o_smooth.agents.plan import Plan, Planner
 from o2o_smooth.agents.readings import Readings
@@ -70,6 +70,8 @@ class Agent:
         overrides: Settings that differ between members: one mapping per member of `config`'s numbers, for example
             `[{"expectile": 0.7}, {"expectile": 0.9, "td3.target_noise": 0.1}]`; see `settings.PER_MEMBER`.
         device: Where everything lives.
+        precision: Of the hidden layers' matrix products in an update, `fp32` or `bf16`. Parameters, moments, losses,
+            the last layers and acting are float32 either way.
         compile: Compile the forward and backward pass (once per kind of step).
 
     Raises:
@@ -93,6 +95,7 @@ class Agent:
         overrides: Sequence[Mapping[str, float | None]] | None = None,
         device: torch.device | str = "cpu",
         compile: bool = False,
+        precision: Precision = "fp32",
     ) -> None:
         self.config = config if config is not None else self.config_class()
         if not isinstance(self.config, self.config_class):
@@ -123,6 +126,9 @@ class Agent:
         self.updates = 0
         self.acts = 0
         self.compile = compile
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, got '{precision}'")
+        self.precision: Precision = precision
         self._compiled: dict[Plan, Callable[..., Any]] = {}
         self._optimizer: MemberAdam | None = None
         self._plans = Planner(self.offline, self.online)
@@ -278,12 +284,18 @@ class Agent:
             target = source if plan.one_batch else self._encode(target)
         noise = self._noise(plan, source)
         weights = mix.tensors(source.reward)
-        if plan.mode == "matched":
-            losses, info = self._matched_gradients(plan, source, target, noise, weights)
-        else:
-            losses, info = self._loss_function(plan)(source, target, noise, weights)
-            self.optimizer.zero_grad()
-            torch.autograd.backward(list(losses.values()), [self._ones] * len(losses))
+        if self.precision != "fp32":
+            self.networks.set_precision(self.precision)
+        try:
+            if plan.mode == "matched":
+                losses, info = self._matched_gradients(plan, source, target, noise, weights)
+            else:
+                losses, info = self._loss_function(plan)(source, target, noise, weights)
+                self.optimizer.zero_grad()
+                torch.autograd.backward(list(losses.values()), [self._ones] * len(losses))
+        finally:
+            if self.precision != "fp32":
+                self.networks.set_precision("fp32")  # acting and evaluating are not worth a rounding
         self.optimizer.step(movement.components, moving=movement.targets, tau=self.settings.host("tau"))
         self.updates += 1
         info.update({f"{name}/loss": loss.detach() for name, loss in losses.items()})

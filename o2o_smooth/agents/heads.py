@@ -79,7 +79,7 @@ def gaussian_log_prob(out: Tensor, action: Tensor, edge: PerMember) -> Tensor:
 def gaussian_sample(out: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Reparametrised actions (M, n, B, A), log density (M, n, B): an actor output (M, B, 2A), noise (M, n, B, A)."""
     if _native(out, noise):
-        action, log_prob = _apply(_Sample, out, noise)
+        action, log_prob = _Sample.apply(out, noise)  # type: ignore[no-untyped-call]
         return action, log_prob
     mean, log_std = (x.unsqueeze(1) for x in gaussian(out))
     pre_tanh = mean + log_std.exp() * noise
@@ -93,8 +93,9 @@ def _native(*tensors: Tensor) -> bool:
     return not torch.compiler.is_compiling() and all(kernels_take(x) for x in tensors)
 
 
-def _apply(function: Any, *arguments: Any) -> Any:
-    return function.apply(*arguments)
+def _apply(function: Any, *arguments: Any) -> Tensor:
+    result: Tensor = function.apply(*arguments)
+    return result
 
 
 @lru_cache(maxsize=64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,10 @@ from o2o_smooth.agents.stacked import kernels_take, make_ready, stacked_forward
 from o2o_smooth.kernels.cpu import MAX_LAYERS, StackedNet
 
 ACTION_LIMIT = 1.0 - 1e-5  # dataset actions are clipped to this before atanh
+
+
+Precision = Literal["fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
 class MLP(nn.Module):
@@ -48,10 +52,11 @@ class MLP(nn.Module):
         # A ParameterList makes its names anew at every look, which a small network's pass would notice.
         self.parts = tuple(self.weights), tuple(self.biases), tuple(self.gains), tuple(self.shifts)
         self.native: StackedNet | None = None
+        self.precision: Precision = "fp32"
         make_ready()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "native": None}  # pointers into this process's memory
+        return {**self.__dict__, "native": None}  # pointers into this process's memory
 
     @torch.no_grad()
     def initialise(self, member: int, generator: torch.Generator) -> None:
@@ -63,7 +68,7 @@ class MLP(nn.Module):
                 tensor[member] = draw.to(tensor)
 
     def _apply(self, fn: Any, recurse: bool = True) -> MLP:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.parts = tuple(self.weights), tuple(self.biases), tuple(self.gains), tuple(self.shifts)
         return self
 
@@ -79,7 +84,8 @@ class MLP(nn.Module):
             (M, copies, B, out).
         """
         copies = copies or self.copies
-        if kernels_take(x) and len(self.parts[0]) <= MAX_LAYERS:
+        half = self.precision == "bf16"
+        if kernels_take(x) and len(self.parts[0]) <= MAX_LAYERS and not (half and torch.compiler.is_compiling()):
             return stacked_forward(self, x, frozen=frozen, copies=copies)
         groups = self.members * copies
         if copies > 1:
@@ -90,7 +96,10 @@ class MLP(nn.Module):
         last = len(weights) - 1
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             w, b = (weight.detach(), bias.detach()) if frozen else (weight, bias)
-            x = torch.baddbmm(b.flatten(0, 1), x, w.flatten(0, 1))
+            if half and i < last:
+                x = torch.bmm(x.bfloat16(), w.flatten(0, 1).bfloat16()).float() + b.flatten(0, 1)
+            else:
+                x = torch.baddbmm(b.flatten(0, 1), x, w.flatten(0, 1))
             if i < last:
                 if self.layer_norm:
                     gain, shift = gains[i], shifts[i]
@@ -243,6 +252,12 @@ class Networks(nn.Module):
             )
         self.obs_mean.copy_(mean)
         self.obs_std.copy_(torch.where(std < 1e-6, torch.ones_like(std), std))
+
+    def set_precision(self, precision: Precision) -> None:
+        """Multiply hidden layers in float32, or in bfloat16 with everything else in float32."""
+        for net in self.modules():
+            if isinstance(net, MLP):
+                net.precision = precision
 
     def encode_obs(self, obs: Tensor) -> Tensor:
         """Observation units -> normalised."""

@@ -102,6 +102,8 @@ class MemberAdam:
         # A component that stays needs no gradients, but its slot may still have a target to move.
         gradients = [p.grad if name in active else None for name, ps in self.components.items() for p in ps]
         self._slots.step(gradients, (BETA1, BETA2), EPS)
+        # The kernels write past autograd's eyes; a graph that still needs the old values must find out.
+        torch.autograd.graph.increment_version(self._parameters)
 
     def _make_slots(self) -> AdamSlots:
         flat = {

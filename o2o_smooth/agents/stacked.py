@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from o2o_smooth.kernels import half
 from o2o_smooth.kernels.cpu import StackedNet, Workspace, layer_sizes, saved_floats, unavailable
 
 if TYPE_CHECKING:
@@ -35,10 +36,16 @@ def kernels_take(x: Tensor) -> bool:
 
 def stacked_forward(mlp: MLP, x: Tensor, *, frozen: bool, copies: int) -> Tensor:
     """As `MLP.forward`: (M, B, in) -> (M, copies, B, out)."""
+    if mlp.precision == "bf16":
+        if not torch.is_grad_enabled():
+            return half.forward(x, mlp.parts, copies)[0]
+        function: Any = _StackedHalf
+    else:
+        function = _Stacked
     if torch.compiler.is_compiling():
         flat = [p.detach() if frozen else p for part in mlp.parts for p in part]
-        out, _ = stack_forward(x.contiguous(), flat, copies, mlp.layer_norm)
-        return out
+        compiled: Tensor = stack_forward(x.contiguous(), flat, copies, mlp.layer_norm)[0]
+        return compiled
     if x.stride(2) != 1:
         x = x.contiguous()
     if not torch.is_grad_enabled():
@@ -46,7 +53,7 @@ def stacked_forward(mlp: MLP, x: Tensor, *, frozen: bool, copies: int) -> Tensor
     if copies < mlp.copies and not frozen:
         raise ValueError("fewer copies than all have no gradients of the parameters here; use frozen=True")
     parameters = [] if frozen else [p for part in mlp.parts for p in part]
-    result: Tensor = _Stacked.apply(x, mlp, copies, *parameters)  # type: ignore[no-untyped-call]
+    result: Tensor = function.apply(x, mlp, copies, *parameters)
     return result
 
 
@@ -77,6 +84,24 @@ class _Stacked(torch.autograd.Function):
         return (dx, None, None, *gradients, *missing)
 
 
+class _StackedHalf(torch.autograd.Function):
+    """The same with bfloat16 matrix products."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mlp: MLP, copies: int, *parameters: Tensor) -> Tensor:
+        out, ctx.saved = half.forward(x, mlp.parts, copies)
+        ctx.mlp = mlp
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        wants = ctx.needs_input_grad
+        learns = any(wants[3:])
+        gradients, dx = half.backward(grads[0], ctx.mlp.parts, ctx.saved, learns=learns, want_input=wants[0])
+        missing = [] if learns else [None] * (len(wants) - 3)
+        return (dx, None, None, *gradients, *missing)
+
+
 # The same as operators, for compiled graphs
 
 _nets: dict[tuple[int, ...], StackedNet] = {}
@@ -97,7 +122,7 @@ def _net(flat: Sequence[Tensor], layer_norm: bool) -> StackedNet:
         parts = _parts(flat, layer_norm)
         if len(_nets) > 256:  # agents come and go
             _nets.clear()
-        net = _nets[key] = StackedNet(*flat[0].shape[:2], layer_sizes(parts[0]), layer_norm=layer_norm)
+        net = _nets[key] = StackedNet(flat[0].shape[0], flat[0].shape[1], layer_sizes(parts[0]), layer_norm=layer_norm)
         net.bind(parts)
     return net
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from o2o_smooth.agents.base import Agent
 from o2o_smooth.agents.config import AgentConfig, build_config
+from o2o_smooth.agents.networks import Precision
 from o2o_smooth.agents.settings import settle
 from o2o_smooth.errors import CheckpointError, O2OError
 
@@ -111,7 +112,14 @@ def take_members(
             not given.
     """
     description, tensors = _taken(agent, members)
-    taken = _build(description, config=config, overrides=overrides, device=agent.device, compile=agent.compile)
+    taken = _build(
+        description,
+        config=config,
+        overrides=overrides,
+        device=agent.device,
+        compile=agent.compile,
+        precision=agent.precision,
+    )
     _restore(taken, tensors, Path("the agent in memory"), same_online=True)
     return taken
 
@@ -154,6 +162,7 @@ def load_agent(
     *,
     device: torch.device | str = "cpu",
     compile: bool = False,
+    precision: Precision = "fp32",
     expected: type[Agent] | None = None,
     online: str | None = None,
     config: AgentConfig | None = None,
@@ -166,6 +175,7 @@ def load_agent(
         path: The directory.
         device: Where the agent goes.
         compile: See `Agent`.
+        precision: See `Agent`.
         expected: Refuse another kind of agent.
         online: Another online objective than the saved one. Networks that only it needs start fresh: a target actor as
             a copy of the actor, a temperature at its configured start.
@@ -195,7 +205,9 @@ def load_agent(
                 if key in description:
                     description[key] = [description[key][m] for m in members]
             tensors = _pick(tensors, members)
-        agent = _build(description, config=config, overrides=overrides, device=device, compile=compile)
+        agent = _build(
+            description, config=config, overrides=overrides, device=device, compile=compile, precision=precision
+        )
     except (KeyError, IndexError, TypeError, ValueError, O2OError) as error:
         raise CheckpointError(f"{path / 'agent.json'} does not describe an agent: {error!r}") from None
     _restore(agent, tensors, path, same_online=online in (None, saved_online))
@@ -209,6 +221,7 @@ def _build(
     overrides: Sequence[Mapping[str, float | None]] | None,
     device: torch.device | str,
     compile: bool,
+    precision: Precision,
 ) -> Agent:
     """An agent of the described kind and counters, with fresh tensors."""
     from o2o_smooth.agents import AGENTS
@@ -226,6 +239,7 @@ def _build(
         overrides=overrides,
         device=device,
         compile=compile,
+        precision=precision,
     )
     agent.updates, agent.acts = int(description["updates"]), int(description["acts"])
     return agent

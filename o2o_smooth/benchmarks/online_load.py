@@ -22,7 +22,8 @@ from o2o_smooth.data.batch import Transitions
 from o2o_smooth.data.buffer import ReplayBuffer
 from o2o_smooth.data.collect import Collector
 from o2o_smooth.data.normalize import RewardMap
-from o2o_smooth.envs import find_task, make_vector_env
+from o2o_smooth.envs import Task, check_vectorizer, find_task, make_vector_env
+from o2o_smooth.errors import ConfigError, EnvError
 from o2o_smooth.smoothing import SmoothingController
 from o2o_smooth.smoothing.objective import Mix
 from o2o_smooth.training.finetune import OnlineSettings, Overlap, finetune, overlaps
@@ -51,8 +52,8 @@ class Load:
     """Task whose environments are stepped."""
     schedule: str = "jump"
     """Weight curve; jump: the online objective alone."""
-    vectorizer: Literal["sync", "async", "envpool"] = "sync"
-    """See `o2o-smooth run`."""
+    vectorizer: Literal["auto", "sync", "async", "envpool"] = "auto"
+    """See `o2o-smooth run`; auto: envpool where it can be had, else async where there are four cores or more."""
     overlap: Overlap = "auto"
     """See `o2o-smooth run`."""
     width: int = 256
@@ -82,9 +83,10 @@ def online_load(
         **options: Other fields of `Load`.
 
     Returns:
-        The options; `overlaps`; `env_steps_per_s` over all members; `updates_per_s`, each of all members at once;
-        `learner_share`, the part of the wall time in which the learner was at work: between CUDA events around each
-        update on a GPU, in the call of the update on a CPU; and how long was measured, `seconds`.
+        The options, the vectorizer as it was chosen; `overlaps`; `cores`; `env_steps_per_s` over all members;
+        `updates_per_s`, each of all members at once; `learner_share`, the part of the wall time in which the learner
+        was at work: between CUDA events around each update on a GPU, in the call of the update on a CPU; and how long
+        was measured, `seconds`.
 
     Raises:
         O2OError: The task's environment or the agent cannot be had.
@@ -92,8 +94,11 @@ def online_load(
     load = Load(device=device, members=members, num_envs=num_envs, utd=utd, **options)
     if load.threads is not None:
         torch.set_num_threads(load.threads)
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device '{device}' is not there: torch sees no CUDA device")
     task = find_task(load.task)
-    envs = make_vector_env(task, members * num_envs, vectorizer=load.vectorizer)
+    vectorizer = _vectorizer(task) if load.vectorizer == "auto" else load.vectorizer
+    envs = make_vector_env(task, members * num_envs, vectorizer=vectorizer)
     agent = _agent(load, envs)
     learner = TimedLearner(
         agent,
@@ -102,7 +107,7 @@ def online_load(
         online_rows=ReplayBuffer(members, CAPACITY, agent.obs_dim, agent.action_dim, device=agent.device),
     )
     assert learner.online_rows is not None
-    overlap = overlaps(load.overlap, load.vectorizer, agent.device)
+    overlap = overlaps(load.overlap, vectorizer, agent.device)
     collector = Collector(
         envs,
         members,
@@ -119,6 +124,7 @@ def online_load(
     wall = clock.stopped - clock.started
     return {
         **{name: getattr(load, name) for name in Load.__dataclass_fields__},
+        "vectorizer": vectorizer,
         "overlaps": overlap,
         "cores": os.cpu_count(),
         "env_steps_per_s": (clock.last_env_steps - clock.first_env_steps) * members / wall,
@@ -193,6 +199,14 @@ class Clock:
 
     def evaluate(self, env_steps: int) -> None:
         """See `Observer`."""
+
+
+def _vectorizer(task: Task) -> str:
+    try:
+        check_vectorizer(task, "envpool")
+    except EnvError:
+        return "async" if (os.cpu_count() or 1) >= 4 else "sync"
+    return "envpool"
 
 
 def _agent(load: Load, envs: gym.vector.VectorEnv[Any, Any, Any]) -> Agent:

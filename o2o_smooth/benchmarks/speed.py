@@ -6,14 +6,13 @@ Sizes are those of HalfCheetah (17 observations, 6 actions, batch 256) unless to
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,6 +25,7 @@ from o2o_smooth.benchmarks.speed_limit import MATMUL_SIZES, useful_flops
 from o2o_smooth.benchmarks.speed_own import agent_config
 from o2o_smooth.benchmarks.speed_slices import CpuWatch, Slices, SpeedError, Worker, build, interleave
 from o2o_smooth.errors import ConfigError
+from o2o_smooth.files import written_whole
 from o2o_smooth.training.manifest import versions
 from o2o_smooth.training.progress import ProgressSink, Silent
 
@@ -89,6 +89,9 @@ class SpeedConfig:
     """Instead of all that: interaction and learning together under load: 16 members x 4 environments, UTD 4."""
     json: str | None = None
     """Write everything that was measured to this file."""
+    markdown: str | None = None
+    """Write the tables to this file as Markdown, with the command, the machine and the versions; only between its
+    marks if the file has some, as docs/speed.md does."""
     picture: str | None = "speed.png"
     """Where the picture goes (.png, .pdf or .svg); None: no picture."""
 
@@ -106,7 +109,7 @@ class SpeedConfig:
             raise ConfigError(f"--slice-s must lie in (0, 60], got {self.slice_s}")
         if self.picture is not None and Path(self.picture).suffix not in (".png", ".pdf", ".svg"):
             raise ConfigError(f"--picture {self.picture}: give a file that ends in .png, .pdf or .svg")
-        for name in ("json", "picture"):
+        for name in ("json", "markdown", "picture"):
             path = getattr(self, name)
             if path is not None and not Path(path).resolve().parent.is_dir():
                 raise ConfigError(f"--{name} {path}: the folder {Path(path).parent} does not exist")
@@ -183,7 +186,8 @@ def measure(config: SpeedConfig, progress: ProgressSink | None = None) -> dict[s
             watch=watch,
             on_round=lambda done, total: progress.update("rounds", done, total),
         )
-    results = [{**c, **s.summary()} for c, s in timed]
+    missing += [{**c, "reason": s.failed} for c, s in timed if s.failed is not None]
+    results = [{**c, **s.summary()} for c, s in timed if s.failed is None]
     peaks = peak_gflops(results)
     for result in results:
         _add_limit(result, peaks)
@@ -331,7 +335,7 @@ def speed(config: SpeedConfig, command: str, progress: ProgressSink | None = Non
 
         result["growth"] = growth(config, progress)
     elif config.online:
-        result["online"] = _online(config)
+        result["online"] = _online(config, progress)
     else:
         result |= measure(config, progress)
         if config.run and not config.quick:
@@ -343,22 +347,25 @@ def speed(config: SpeedConfig, command: str, progress: ProgressSink | None = Non
     return result
 
 
-def _online(config: SpeedConfig) -> dict[str, Any]:
-    if find_spec("o2o_smooth.benchmarks.online_load") is None:
-        raise ConfigError("--online needs o2o_smooth.benchmarks.online_load, which this version does not have")
-    from importlib import import_module
+def _online(config: SpeedConfig, progress: ProgressSink) -> dict[str, Any]:
+    from o2o_smooth.benchmarks.online_load import online_load
 
-    load: Callable[..., dict[str, Any]] = import_module("o2o_smooth.benchmarks.online_load").online_load
-    return load(device=config.device, members=16, num_envs=4, utd=4.0)
+    progress.note(f"interaction and learning together: {config.agents[0]}, 16 members x 4 environments, UTD 4")
+    options: dict[str, Any] = {"agent": config.agents[0], "width": config.width, "batch_size": config.batch}
+    if config.task is not None:
+        options["task"] = config.task
+    if config.quick:
+        options |= {"seconds": 2.0, "warmup_updates": 5}
+    return online_load(
+        device=config.device, members=16, num_envs=4, utd=4.0, threads=max(config.thread_counts), **options
+    )
 
 
-def write_json(result: Mapping[str, Any], path: Path) -> None:
-    """Write the results.
+def write_text(text: str, path: Path) -> None:
+    """Write a file of results, whole or not at all.
 
     Raises:
-        SpeedError: The file cannot be written.
+        O2OError: It cannot be written.
     """
-    try:
-        path.write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise SpeedError(f"{path} cannot be written: {error}") from error
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

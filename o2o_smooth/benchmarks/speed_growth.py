@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
@@ -34,7 +35,7 @@ POINTS: dict[str, tuple[int, ...]] = {
 QUICK_POINTS = 3
 LARGEST_GFLOP = 150.0  # an update above this takes seconds on a few cores; left out on CPUs
 WORSE = 1.15  # exponent from which growth is called worse than linear; less is within the ranges of short slices
-UTD_UPDATES = 600  # of a run that is timed for one point of UTD
+UTD_UPDATES = 300  # of a run that is timed for one point of UTD
 
 
 def growth(config: SpeedConfig, progress: ProgressSink) -> list[dict[str, Any]]:
@@ -110,7 +111,14 @@ def _updates(config: SpeedConfig, axis: str, agent: str, precision: str, progres
             points.append({"value": value, "work": work})
         name = f"{axis}, {agent} {precision}: rounds"
         interleave(timed, **config.timing(), on_round=lambda done, total: progress.update(name, done, total))
+        missing += [
+            {"value": p["value"], "reason": s.failed}
+            for p, s in zip(points, timed, strict=True)
+            if s.failed is not None
+        ]
         for point, slices in zip(points, timed, strict=True):
+            if slices.failed is not None:
+                continue
             found = slices.summary()
             point |= {
                 "cost_s": 1.0 / found["updates_per_s"],
@@ -120,7 +128,9 @@ def _updates(config: SpeedConfig, axis: str, agent: str, precision: str, progres
                 "dropped": found["dropped"],
                 "contended": found["contended"],
             }
-    return _finish({**curve, "members": config.members[0], "points": points, "missing": missing})
+    return _finish(
+        {**curve, "members": config.members[0], "points": [p for p in points if "cost_s" in p], "missing": missing}
+    )
 
 
 def _too_much(work: float, rows: int, config: SpeedConfig) -> str | None:
@@ -144,7 +154,10 @@ def _utd(config: SpeedConfig, agent: str, progress: ProgressSink) -> dict[str, A
     costs: dict[int, list[float]] = {value: [] for value in values}
     with tempfile.TemporaryDirectory() as folder:
         data = record_random(task, DATA_ROWS, Path(folder) / "random.npz")
+        begin = time.perf_counter()
         for k in range(rounds):
+            if k > 0 and time.perf_counter() - begin > config.timing()["limit_s"]:
+                break
             for i, value in enumerate(values):
                 progress.update(f"utd, {agent}: runs", k * len(values) + i, rounds * len(values))
                 settings = run_settings(

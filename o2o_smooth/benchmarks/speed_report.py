@@ -1,8 +1,9 @@
-"""Tables of what `speed` measured."""
+"""Tables of what `speed` measured, for terminals and in Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,18 +13,76 @@ from rich.text import Text
 
 from o2o_smooth.benchmarks.speed_run import LOOP
 
+TEXT_COLUMNS = ("agent", "net", "prec.", "phase", "what")  # left-aligned; numbers stand right
+
+
+@dataclass
+class Sheet:
+    """A table before it is rendered."""
+
+    title: str
+    columns: Sequence[str]
+    rows: list[Sequence[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def rich(self) -> Group:
+        """For a terminal, also a narrow one."""
+        table = Table(title=self.title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for column in self.columns:
+            table.add_column(column, justify="left" if column in TEXT_COLUMNS else "right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*row)
+        return Group(table, *(Text(note) for note in self.notes))
+
+    def markdown(self) -> str:
+        """For documents."""
+        rule = ["---" if column in TEXT_COLUMNS else "---:" for column in self.columns]
+        lines = [f"| {' | '.join(row)} |" for row in (self.columns, rule, *self.rows)]
+        return "\n".join([f"**{self.title}**", "", *lines, "", *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
+
 
 def report(result: Mapping[str, Any]) -> Group:
     """Everything that was measured, for a terminal."""
-    parts: list[Table | Text] = []
+    return Group(*(sheet.rich() for sheet in sheets(result)))
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Everything that was measured, with the command and the machine, as Markdown."""
+    machine = result["machine"]
+    features = f" ({', '.join(machine['features'])})" if machine["features"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
+    about = f"`{result['command']}`, {result['date']}: {machine['cpu']}, {machine['cores']} cores{features}{gpu}"
+    return "\n".join([f"{about}; {versions}.", "", *(sheet.markdown() for sheet in sheets(result))])
+
+
+def into_document(text: str, result: Mapping[str, Any], document: str) -> str:
+    """A document with the tables put between its marks for this kind of result; without marks, the tables alone.
+
+    The marks are lines of their own: `<!-- o2o-smooth speed: KIND -->` and `<!-- end -->`, KIND being rates, growth or
+    online.
+    """
+    kind = next((kind for kind in ("growth", "online") if kind in result), "rates")
+    begin, end = f"<!-- o2o-smooth speed: {kind} -->\n", "<!-- end -->\n"
+    before, found, rest = document.partition(begin)
+    _, closed, after = rest.partition(end)
+    return f"{before}{begin}\n{text}\n{end}{after}" if found and closed else text
+
+
+def sheets(result: Mapping[str, Any]) -> list[Sheet]:
+    """The tables, in order."""
+    found = []
     if "rows" in result:
-        parts += [_rows(result), *_lines(result)]
+        found.append(_rates(result))
     if result.get("runs"):
-        parts.append(_runs(result["runs"]))
-    parts += [_curve(curve) for curve in result.get("growth", [])]
+        found.append(_runs(result["runs"]))
+    found += [_curve(curve) for curve in result.get("growth", [])]
     if "online" in result:
-        parts.append(_plain("Interaction and learning under load", result["online"]))
-    return Group(*parts)
+        pairs = [
+            (k.replace("_", " "), number(v) if isinstance(v, float) else str(v)) for k, v in result["online"].items()
+        ]
+        found.append(Sheet("Interaction and learning under load", ("what", "value"), list(pairs)))
+    return found
 
 
 def number(value: float | None) -> str:
@@ -33,7 +92,12 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def ratios(row: Mapping[str, Any], peers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def span(low: float, high: float) -> str:
+    """A range in one word."""
+    return f"{number(low)}-{number(high)}"
+
+
+def ratios(row: Mapping[str, Any], peers: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """How many times as many member-updates as each peer, at the same threads, widths and batch."""
     same = ("agent", "threads", "hidden_dims", "batch")
     return {
@@ -43,111 +107,97 @@ def ratios(row: Mapping[str, Any], peers: Sequence[Mapping[str, Any]]) -> dict[s
     }
 
 
-def _table(title: str, *, caption: str | None = None) -> Table:
-    """A table that fits narrow terminals."""
-    return Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+def _name(row: Mapping[str, Any]) -> str:
+    return str(row["agent"]) if row["implementation"] == "o2o_smooth" else f"{row['agent']}, {row['implementation']}"
 
 
-def _rows(result: Mapping[str, Any]) -> Table:
-    names = sorted({peer["implementation"] for peer in result["peers"]})
-    table = _table("Updates per second, sampling included")
-    columns = ["agent", "net", "prec.", "members", "threads", "updates/s", "range", "limit", "share"]
-    for column in (*columns, *(f"x {name}" for name in names)):
-        table.add_column(column, justify="left" if column in ("agent", "net", "prec.") else "right", no_wrap=True)
+def _rates(result: Mapping[str, Any]) -> Sheet:
+    peers = sorted({peer["implementation"] for peer in result["peers"]})
+    columns = ["agent", "net", "prec.", "mem.", "thr.", "updates/s", "range", "limit", "share"]
+    sheet = Sheet("Updates per second, sampling included", [*columns, *(f"x {peer}" for peer in peers)])
     for row in [*result["rows"], *result["peers"]]:
         own = row["implementation"] == "o2o_smooth"
         found = ratios(row, result["peers"]) if own else {}
         share = row["share_of_limit"]
-        table.add_row(
-            row["agent"] if own else f"{row['agent']}, {row['implementation']}",
-            f"{row['depth']}x{row['width']}",
-            row["precision"],
-            str(row["members"]),
-            str(row["threads"]),
-            number(row["updates_per_s"]) + ("~" if row["contended"] else ""),
-            f"{number(row['lowest'])}-{number(row['highest'])}",
-            number(row["limit_updates_per_s"]),
-            "-" if share is None else f"{100 * share:.0f}%",
-            *(f"{found[name]:.2f}" if name in found else "" for name in names),
+        sheet.rows.append(
+            [
+                _name(row),
+                f"{row['depth']}x{row['width']}",
+                row["precision"],
+                str(row["members"]),
+                str(row["threads"]),
+                number(row["updates_per_s"]) + ("~" if row["contended"] else ""),
+                span(row["lowest"], row["highest"]),
+                number(row["limit_updates_per_s"]),
+                "-" if share is None else f"{100 * share:.0f}%",
+                *(f"{found[peer]:.2f}" if peer in found else "" for peer in peers),
+            ]
         )
-    return table
+    sheet.notes = _notes(result)
+    return sheet
 
 
-def _lines(result: Mapping[str, Any]) -> list[Text]:
+def _notes(result: Mapping[str, Any]) -> list[str]:
     peaks = ", ".join(
         f"{number(p['gflops'])} GFLOP/s in {p['precision']} with {p['threads']} thread{'s' * (p['threads'] > 1)}"
         for p in result["peaks"]
     )
-    slices = result["slices"]
-    lines = [f"limit: the update's matrix products at the rate of a large one, {peaks}; an update moves all members"]
+    slices, every = result["slices"], [*result["rows"], *result["peers"]]
+    notes = [f"limit: the update's matrix products at the rate of a large one, {peaks}; an update moves all members"]
     if slices["filter"]:
         total = slices["kept"] + slices["dropped"]
-        lines.append(f"{slices['dropped']} of {total} slices dropped: other processes were running")
-        if any(row["contended"] for row in [*result["rows"], *result["peers"]]):
-            lines.append("~ no slice was undisturbed; the least disturbed third is shown. Try again on an idle machine")
+        notes.append(f"{slices['dropped']} of {total} slices dropped: other processes were running")
+        if any(row["contended"] for row in every):
+            notes.append("~ no slice was undisturbed; the least disturbed third is shown. Try again on an idle machine")
     else:
-        lines.append("this system does not tell who else uses the CPU: no slice was dropped")
-    started = ", ".join(f"{s:.1f} s" for s in result["import_s"].values())
+        notes.append("this system does not tell who else uses the CPU: no slice was dropped")
     first: dict[str, list[float]] = {}
-    for row in [*result["rows"], *result["peers"]]:
-        name = row["agent"] if row["implementation"] == "o2o_smooth" else f"{row['agent']}, {row['implementation']}"
-        first.setdefault(name, []).append(row["first_update_s"])
-    spans = "; ".join(
-        f"{name} {number(min(s))}" + (f"-{number(max(s))}" if len(s) > 1 else "") for name, s in first.items()
-    )
-    lines.append(f"first update, from nothing, in seconds: {spans}; importing takes {started} before that")
+    for row in every:
+        first.setdefault(_name(row), []).append(row["first_update_s"])
+    spans = "; ".join(f"{k} {span(min(v), max(v)) if len(v) > 1 else number(v[0])}" for k, v in first.items())
+    started = ", ".join(f"{s:.1f} s" for s in result["import_s"].values())
+    notes.append(f"first update, from nothing, in seconds: {spans}; importing takes {started} before that")
     if result["absent_peers"]:
-        lines.append(
-            f"not installed: {', '.join(result['absent_peers'])}; --peers-python PYTHON times them in an environment "
-            f"of their own"
-        )
+        absent = ", ".join(result["absent_peers"])
+        notes.append(f"not installed: {absent}; --peers-python PYTHON times them in an environment of their own")
     reasons: dict[str, list[str]] = {}
     for missing in result["missing"]:
         parts = [str(missing[k]) for k in ("implementation", "agent", "precision") if k in missing]
-        reasons.setdefault(missing["reason"], []).append(" ".join(dict.fromkeys(parts)))
-    lines += [f"not timed: {', '.join(dict.fromkeys(names))}: {reason}" for reason, names in reasons.items()]
-    return [Text(line) for line in lines]
+        reasons.setdefault(missing["reason"], []).append(" ".join(parts))
+    return notes + [f"not timed: {', '.join(dict.fromkeys(names))}: {reason}" for reason, names in reasons.items()]
 
 
-def _runs(runs: Sequence[Mapping[str, Any]]) -> Table:
+def _runs(runs: Sequence[Mapping[str, Any]]) -> Sheet:
     first = runs[0]
-    table = _table(f"Where a run's time goes, %: {first['agent']} on {first['task']}, UTD {first['utd']:g}")
-    for column in ("phase", "mem.", *(part.removesuffix("uate") for part in LOOP), "other", "upd./s", "steps/s"):
-        table.add_column(column, justify="left" if column == "phase" else "right", no_wrap=True)
+    parts = [part.removesuffix("uate") for part in LOOP]
+    sheet = Sheet(
+        f"Where a run's time goes, in %: {first['agent']} on {first['task']}, UTD {first['utd']:g}",
+        ("phase", "mem.", *parts, "other", "upd./s", "steps/s"),
+    )
     for run in runs:
         shares = [f"{100 * run['shares'][part]:.1f}" if run["seconds"][part] else "" for part in (*LOOP, "other")]
-        steps = run.get("env_steps_per_s")
-        table.add_row(
-            run["phase"], str(run["members"]), *shares, number(run["updates_per_s"]), number(steps) if steps else ""
-        )
-    return table
+        steps = number(run["env_steps_per_s"]) if "env_steps_per_s" in run else ""
+        sheet.rows.append([run["phase"], str(run["members"]), *shares, number(run["updates_per_s"]), steps])
+    return sheet
 
 
-def _curve(curve: Mapping[str, Any]) -> Table:
+def _curve(curve: Mapping[str, Any]) -> Sheet:
     unit = "env step" if curve["axis"] == "utd" else "update"
     verdict = "worse than linear" if curve["worse_than_linear"] else "no worse than linear"
-    table = _table(
-        f"{curve['agent']} {curve['precision']}: cost by {curve['axis']} ({verdict})",
-        caption="\n".join(f"{m['value']:,}: {m['reason']}" for m in curve["missing"]) or None,
-    )
-    for column in (curve["axis"], f"ms an {unit}", "range", f"{unit}s/s", "work", "exponent"):
-        table.add_column(column, justify="right")
     base = curve["points"][0]["work"]
-    for p in curve["points"]:
-        table.add_row(
-            f"{p['value']:,}",
-            number(1e3 * p["cost_s"]),
-            f"{number(1e3 * p['lowest'])} .. {number(1e3 * p['highest'])}",
-            number(1 / p["cost_s"]),
-            f"{p['work'] / base:.3g}x",
-            "" if p["exponent"] is None else f"{p['exponent']:.2f}",
-        )
-    return table
-
-
-def _plain(title: str, values: Mapping[str, Any]) -> Table:
-    table = _table(title)
-    table.show_header = False
-    for name, value in values.items():
-        table.add_row(name.replace("_", " "), number(value) if isinstance(value, float) else str(value))
-    return table
+    return Sheet(
+        f"{curve['agent']} {curve['precision']}: cost by {curve['axis']} ({verdict})",
+        (str(curve["axis"]), f"ms an {unit}", "range", f"{unit}s/s", "work", "exponent"),
+        [
+            [
+                f"{p['value']:,}",
+                number(1e3 * p["cost_s"]) + ("~" if p.get("contended") else ""),
+                span(1e3 * p["lowest"], 1e3 * p["highest"]),
+                number(1 / p["cost_s"]),
+                f"{p['work'] / base:.3g}x",
+                "" if p["exponent"] is None else f"{p['exponent']:.2f}",
+            ]
+            for p in curve["points"]
+        ],
+        [f"not timed: {m['value']:,}: {m['reason']}" for m in curve["missing"]],
+    )

@@ -158,7 +158,7 @@ class Worker:
             if stream is not None:
                 stream.close()
         try:
-            self._process.wait(timeout=5)
+            self._process.wait(timeout=2)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -180,6 +180,7 @@ class Slices:
     first_update_s: float
     rates: list[float] = field(default_factory=list)  # updates per second, one a slice
     others: list[float | None] = field(default_factory=list)  # cores' worth of other processes where it was too much
+    failed: str | None = None  # why a slice broke; what came before it is not shown
 
     @property
     def clean(self) -> list[float]:
@@ -232,7 +233,7 @@ def interleave(
     on_round: Callable[[int, int], None] = lambda done, total: None,
     watch: CpuWatch | None = None,
 ) -> None:
-    """Time every configuration in turn until each has `rounds` clean slices.
+    """Time every configuration in turn until each has `rounds` clean slices, or has `failed`.
 
     Args:
         slices: What to time; the results are put there.
@@ -241,21 +242,20 @@ def interleave(
         limit_s: No round begins after this, once each has one slice.
         on_round: Told the rounds done and wanted.
         watch: Who else uses the machine.
-
-    Raises:
-        SpeedError: A slice failed.
     """
     watch = watch or CpuWatch()
     begin = time.perf_counter()
     done = 0
-    while any(len(s.clean) < rounds for s in slices):
+    while waiting := [s for s in slices if s.failed is None and len(s.clean) < rounds]:
         if done > 0 and time.perf_counter() - begin > limit_s:
             break
-        for s in slices:
-            if len(s.clean) >= rounds:
-                continue
+        for s in waiting:
             before, started = watch.others(), time.perf_counter()
-            answer = s.worker.ask({"do": "slice", "name": s.name, "seconds": slice_s})
+            try:
+                answer = s.worker.ask({"do": "slice", "name": s.name, "seconds": slice_s})
+            except SpeedError as error:
+                s.failed = str(error)
+                continue
             wall_s = time.perf_counter() - started
             s.rates.append(answer["updates"] / answer["seconds"])
             s.others.append(watch.spoiled(before, watch.others(), wall_s))

@@ -43,6 +43,8 @@ def make(configuration: dict[str, Any]) -> Callable[[int], int]:
     import jax
     import jax.numpy as jnp
 
+    if str(configuration.get("device", "cpu")) != "cpu" and jax.default_backend() == "cpu":
+        raise ValueError("this jax has no GPU support")
     rows, obs_dim, action_dim = (int(configuration[key]) for key in ("rows", "obs_dim", "action_dim"))
     hidden = tuple(int(width) for width in configuration["hidden_dims"])
     key = jax.random.key(0)

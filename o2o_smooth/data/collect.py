@@ -96,6 +96,8 @@ class Collector:
 
     def start(self, policy: Policy) -> None:
         """Choose the actions and begin a step; nothing is written before `finish`."""
+        if self._actions is not None:
+            raise RuntimeError("start() again without finish()")
         given = policy(self._obs.reshape(self.members, self.per_member, -1))
         if callable(given):
             fetched = given
@@ -172,6 +174,11 @@ class RewardHistory:
         self._rows: FloatArray = np.empty((room, envs), dtype=np.float32)
         self._used = 0
         self._first = np.zeros(envs, dtype=np.int64)  # row of an episode's first reward
+
+    @property
+    def room(self) -> int:
+        """Steps that fit before it must move or grow."""
+        return len(self._rows)
 
     def append(self, rewards: FloatArray) -> None:
         """Add one reward an environment."""

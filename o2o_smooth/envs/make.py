@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import multiprocessing
+import signal
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -100,9 +101,10 @@ def make_vector_env(task: Task, num_envs: int, *, vectorizer: str = "sync") -> V
         env = make_env(task)
         env.close()
         return PoolVectorEnv(task, num_envs, env.observation_space, env.action_space)
-    maker: Callable[[], gym.Env[Any, Any]] = functools.partial(_make, task, _spec(task))
     if vectorizer == "sync":
+        maker: Callable[[], gym.Env[Any, Any]] = functools.partial(_make, task, _spec(task))
         return SyncVectorEnv([maker] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+    maker = functools.partial(_make_in_process, task, _spec(task))
     start = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     try:
         return AsyncVectorEnv([maker] * num_envs, context=start, autoreset_mode=AutoresetMode.SAME_STEP)
@@ -228,6 +230,13 @@ def _make(task: Task, spec: EnvSpec) -> Env:
     except EnvError as error:
         env.close()
         raise EnvError(f"environment {task.env_id!r}: {error}") from None
+
+
+def _make_in_process(task: Task, spec: EnvSpec) -> Env:
+    """Build one environment in a process of its own, which its parent ends, not a Ctrl-C that both see."""
+    if multiprocessing.parent_process() is not None:  # gymnasium also makes one here, to look at its spaces
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return _make(task, spec)
 
 
 def _missing(task: Task, error: Exception) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import warnings
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from gymnasium.vector import AsyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
@@ -43,11 +44,9 @@ def make_stepper(envs: Vector, *, overlap: bool, thread: bool = False) -> Steppe
         overlap: Step while the caller goes on; otherwise in `wait`.
         thread: Wait for the actions in a thread too; needed where they come from a device that is still busy.
     """
-    if not overlap:
-        return InTurn(envs)
-    if isinstance(envs, AsyncVectorEnv | PoolVectorEnv) and not thread:
-        return Background(envs)
-    return Threaded(envs)
+    if overlap and (thread or not isinstance(envs, AsyncVectorEnv | PoolVectorEnv)):
+        return Threaded(envs)
+    return Elsewhere(envs, overlap) if isinstance(envs, AsyncVectorEnv | PoolVectorEnv) else InTurn(envs)
 
 
 class InTurn:
@@ -73,33 +72,48 @@ class InTurn:
         self.envs.close()
 
 
-class Background:
-    """Leaves the step to the environments' own processes or threads."""
+class Elsewhere:
+    """Leaves the step to the environments' own processes or threads, from `start` on or, without overlap, in `wait`."""
 
-    def __init__(self, envs: AsyncVectorEnv[Any, Any] | PoolVectorEnv) -> None:
-        self.envs = envs
-        self._pending = False
+    def __init__(self, envs: AsyncVectorEnv[Any, Any] | PoolVectorEnv, overlap: bool) -> None:
+        self.envs, self.overlap = envs, overlap
+        self._actions: Actions | None = None
+        self._state: Literal["idle", "stepping", "receiving"] = "idle"
 
     def start(self, actions: Actions) -> None:
         """See `Stepper`."""
+        self._actions = actions
+        if self.overlap:
+            self._begin()
+
+    def _begin(self) -> None:
+        actions, self._actions = self._actions, None
+        if actions is None:
+            raise RuntimeError("wait() without start()")
         self.envs.step_async(actions() if callable(actions) else actions)
-        self._pending = True
+        self._state = "stepping"
 
     def wait(self) -> Result:
         """See `Stepper`."""
+        if self._state == "idle":
+            self._begin()
+        self._state = "receiving"
         result = self.envs.step_wait()
-        self._pending = False
+        self._state = "idle"
         return result
 
     def close(self) -> None:
         """See `Stepper`."""
-        broken = False
-        if self._pending:
-            try:
-                self.envs.step_wait()
-            except (Exception, KeyboardInterrupt):  # told already; or the processes saw the same Ctrl-C
-                broken = True
-        self.envs.close(terminate=broken)
+        if self._state == "stepping":
+            with contextlib.suppress(Exception, KeyboardInterrupt):  # told already; or a second Ctrl-C
+                self.wait()
+        if self._state == "idle":
+            self.envs.close()
+            return
+        # Interrupted between two environments' results: who waits for all of them again waits forever.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # gymnasium tells that a step is pending
+            self.envs.close(terminate=True)
 
 
 class Threaded:
@@ -133,6 +147,6 @@ class Threaded:
     def close(self) -> None:
         """See `Stepper`."""
         self._orders.put(None)
-        with contextlib.suppress(KeyboardInterrupt):  # one step; a second Ctrl-C does not wait for it
+        with contextlib.suppress(KeyboardInterrupt):  # a step takes a moment; a second Ctrl-C does not wait for it
             self._thread.join()
-        self.envs.close()
+            self.envs.close()

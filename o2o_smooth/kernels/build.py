@@ -23,7 +23,7 @@ import torch
 
 SWITCH = "O2O_SMOOTH_KERNELS"  # 0 leaves the kernels out
 CACHE = "O2O_SMOOTH_CACHE"
-SOURCES = ("cpu", "heads")
+SOURCES = ("cpu", "heads", "half")
 FLAGS = (
     *("-O3", "-march=native", "-std=c11", "-fPIC", "-fopenmp"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
@@ -72,12 +72,24 @@ def load() -> ctypes.CDLL:
             _build(cc, source, path)
         except OSError as error:
             raise BuildError(f"{path.parent} cannot be written ({error}); set {CACHE} to a folder that can") from None
-    if path.stat().st_uid not in (os.getuid(), 0):
-        raise BuildError(f"{path} belongs to another user; set {CACHE} to a folder of your own")
+    check_owner(path)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise BuildError(f"{path} cannot be loaded ({error}); remove it to have it built anew") from None
+
+
+def check_owner(path: Path) -> None:
+    """A library is code: it must be ours, and nobody else may have written it.
+
+    Raises:
+        BuildError: Otherwise.
+    """
+    status = path.stat()
+    if status.st_uid not in (os.getuid(), 0):
+        raise BuildError(f"{path} belongs to another user; set {CACHE} to a folder of your own")
+    if status.st_mode & 0o022:
+        raise BuildError(f"{path} can be written by others; remove it, or set {CACHE} to a folder of your own")
 
 
 def _share_openmp() -> None:
@@ -120,4 +132,5 @@ def _build(cc: str, source: str, path: Path) -> None:
             if done.returncode != 0:
                 lines = done.stderr.strip().splitlines()
                 raise BuildError(f"{cc} cannot compile them: {lines[0] if lines else f'exit code {done.returncode}'}")
+        built.chmod(0o700)
         built.replace(path)

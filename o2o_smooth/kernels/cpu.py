@@ -81,8 +81,17 @@ def library() -> ctypes.CDLL:
     lib.o2o_log_prob.argtypes = [pointer, pointer, pointer, i64, i64, i64, pointer, pointer]
     lib.o2o_sample.argtypes = [pointer, pointer, i64, i64, i64, i64, pointer, pointer]
     lib.o2o_sample_back.argtypes = [*[pointer] * 5, i64, i64, i64, i64, pointer]
+    lib.o2o_half_bias_relu.argtypes = [pointer, pointer, i64, i64, i64]
+    lib.o2o_half_norm_relu.argtypes = [*[pointer] * 6, i64, i64, i64]
+    lib.o2o_half_last.argtypes = [*[pointer] * 4, *[i64] * 6]
+    lib.o2o_half_last_back.argtypes = [*[pointer] * 4, *[i64] * 6]
+    lib.o2o_half_last_weights.argtypes = [*[pointer] * 4, *[i64] * 4]
+    lib.o2o_half_relu_back.argtypes = [pointer, pointer, i64]
+    lib.o2o_half_norm_back.argtypes = [*[pointer] * 6, *[i64] * 5]
+    lib.o2o_half_column_sums.argtypes = [pointer, pointer, i64, i64, i64]
+    half = ("bias_relu", "norm_relu", "last", "last_back", "last_weights", "relu_back", "norm_back", "column_sums")
     losses = ("td_error", "expectile", "advantage_weighted", "log_prob", "sample", "sample_back")
-    for name in ("forward", "backward", "adam", *losses):
+    for name in ("forward", "backward", "adam", *losses, *[f"half_{name}" for name in half]):
         getattr(lib, f"o2o_{name}").restype = None
     lib.o2o_init(sgemm, None if threads is None else ctypes.cast(threads, pointer))
     return lib

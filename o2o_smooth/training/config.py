@@ -260,6 +260,8 @@ class RunConfig(Generic[C]):
         for name in ("num_envs", "batch_size", "update_after", "buffer_size", "log_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.overlap not in ("auto", "on", "off"):
+            raise ConfigError(f"overlap must be auto, on or off, got '{self.overlap}'")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads must be at least 1, got {self.threads}")
         if not 0.0 < self.utd <= 1000.0:

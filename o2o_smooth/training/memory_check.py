@@ -51,14 +51,24 @@ class Verdict:
     advice: tuple[Advice, ...] = ()
 
     @property
+    def share_of_host(self) -> float:
+        """What is needed of what can be had; 1 is full."""
+        return 0.0 if self.host is None else self.prediction.host / max(1, self.host)
+
+    @property
+    def share_of_device(self) -> float:
+        """The same of the GPU."""
+        return 0.0 if self.device is None else self.prediction.device / max(1, self.device)
+
+    @property
     def share(self) -> float:
-        """The larger of the needed shares of host and device; 1 is full."""
-        shares = [0.0]
-        if self.host is not None:
-            shares.append(self.prediction.host / max(1, self.host))
-        if self.device is not None:
-            shares.append(self.prediction.device / max(1, self.device))
-        return max(shares)
+        """The larger of both."""
+        return max(self.share_of_host, self.share_of_device)
+
+    @property
+    def short_of_device(self) -> bool:
+        """Whether the GPU is the narrower of both."""
+        return self.share_of_device > self.share_of_host
 
     @property
     def fits(self) -> bool:
@@ -68,12 +78,12 @@ class Verdict:
     @property
     def refused(self) -> bool:
         """Whether the run should not begin."""
-        harmless = self.prediction.more <= HARMLESS and self.prediction.device <= (self.device or 0)
-        return not self.fits and not harmless
+        harmless = self.prediction.more <= HARMLESS
+        return self.share_of_device > 1.0 or (self.share_of_host > 1.0 and not harmless)
 
     def sentence(self) -> str:
         """What is needed, what there is, and the largest parts."""
-        short = self.device is not None and self.prediction.device > self.device
+        short = self.short_of_device
         need, have = (self.prediction.device, self.device) if short else (self.prediction.host, self.host)
         where = "the GPU's free memory" if short else self.limit
         phase = self.prediction.phase
@@ -127,8 +137,8 @@ def judge(
         return Verdict(found, host, room.limit, device_free if other.device != "cpu" else None)
 
     found = [*_smaller(config, shape, members, verdict, again), *_elsewhere(config, shape, data, verdict, again)]
-    helpful = [a for a in found if a.saves >= max(MIB, 0.02 * verdict.prediction.host)]
-    helpful.sort(key=lambda a: (a.fits, a.saves), reverse=True)
+    least = 0.05 * (verdict.prediction.device if verdict.short_of_device else verdict.prediction.host)
+    helpful = sorted((a for a in found if a.saves >= least), key=lambda a: (a.fits, a.saves), reverse=True)
     return dataclasses.replace(verdict, advice=tuple(helpful[:5]))
 
 
@@ -275,20 +285,19 @@ def _largest(
 
 
 def _one(flag: str, then: Verdict, now: Verdict) -> Iterator[Advice]:
-    short = now.device is not None and now.prediction.device > NEAR * now.device
-    saves = now.prediction.device - then.prediction.device if short else now.prediction.host - then.prediction.host
+    before, after = now.prediction, then.prediction
+    saves = before.device - after.device if now.short_of_device else before.host - after.host
     if saves > 0:
         yield Advice(flag, saves, then.fits and not now.fits)
 
 
 def _round_numbers(rows: int) -> list[int]:
-    """Numbers of one digit and zeros from 10,000 to `rows`, ascending; what is less is no replay buffer."""
-    decades = range(4, int(math.log10(max(rows, 1))) + 1)
-    return [n for k in decades for n in (digit * 10**k for digit in range(1, 10)) if n < rows]
+    """Numbers of one digit and zeros below `rows`, ascending; a few thousand rows are no replay buffer."""
+    decades = range(int(math.log10(max(rows, 1))) + 1)
+    numbers = (digit * 10**k for k in decades for digit in range(1, 10))
+    return [n for n in numbers if min(10_000, rows // 20) <= n < rows]
 
 
 def gib(size: int) -> str:
     """Bytes for people."""
-    if abs(size) >= GIB / 10:
-        return f"{size / GIB:.1f} GiB"
-    return f"{size / MIB:.0f} MiB"
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / MIB:.0f} MiB"

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
+from o2o_smooth.benchmarks import speed as benchmark
 from o2o_smooth.benchmarks import speed_growth
 from o2o_smooth.benchmarks.speed import (
     SpeedConfig,
@@ -21,17 +23,21 @@ from o2o_smooth.benchmarks.speed import (
     measure,
     peak_gflops,
     speed,
-    write_json,
+    write_text,
 )
 from o2o_smooth.benchmarks.speed_growth import exponents
 from o2o_smooth.benchmarks.speed_picture import draw
-from o2o_smooth.benchmarks.speed_report import number, ratios, report
-from o2o_smooth.benchmarks.speed_slices import SpeedError
+from o2o_smooth.benchmarks.speed_report import into_document, markdown, number, ratios, report
 from o2o_smooth.cli import main
-from o2o_smooth.errors import ConfigError
+from o2o_smooth.errors import ConfigError, O2OError
 
 TINY = ["--width", "8", "--batch", "4", "--rows", "50", "--threads", "1", "--rounds", "1", "--slice-s", "0.001"]
 ISSUED = ("agent", "precision", "members", "threads", "width", "batch", "updates_per_s", "limit_updates_per_s")
+
+
+@pytest.fixture(autouse=True)
+def small_matmuls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "MATMUL_SIZES", (32, 64))
 
 
 def tiny(**settings: Any) -> SpeedConfig:
@@ -113,9 +119,45 @@ def test_peers_are_looked_for_in_the_python_that_is_named(tmp_path: Path) -> Non
         installed_peers(str(tmp_path / "python"))
 
 
+@pytest.mark.parametrize("python", [None, sys.executable])
+def test_peers_are_timed_beside_ours(python: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = tmp_path / "peer.py"
+    peer.write_text(
+        "def make(configuration):\n"
+        "    if configuration['agent'] == 'cql': raise ValueError('no cql here')\n"
+        "    assert configuration['precision'] == 'fp32' and configuration['members'] == 1\n"
+        "    return lambda n: sum(range(100_000)) and n\n"
+    )
+    monkeypatch.setattr(benchmark, "PEERS", {"json": str(peer), "not_installed_at_all": "x.py"})
+    config = tiny(agents=("iql", "cql", "sac"), precision=("fp32",), members=(2,), peers=True, peers_python=python)
+    result = measure(config)
+    (found,) = result["peers"]
+    assert (found["implementation"], found["agent"], found["members"]) == ("json", "iql", 1)
+    own = next(r for r in result["rows"] if r["agent"] == "iql")
+    assert ratios(own, result["peers"])["json"] == pytest.approx(2 * own["updates_per_s"] / found["updates_per_s"])
+    assert [(m["implementation"], m["agent"], m["reason"]) for m in result["missing"]] == [
+        ("json", "cql", "ValueError: no cql here")
+    ]
+    assert result["absent_peers"] == ["not_installed_at_all"]
+
+
+def test_load_is_measured_on_request() -> None:
+    settings: dict[str, Any] = {"agents": ("td3_bc",), "task": "Pendulum-v1", "online": True, "quick": True}
+    before = torch.get_num_threads()
+    try:
+        result = speed(tiny(**settings), "o2o-smooth speed --online --quick")
+    finally:
+        torch.set_num_threads(before)
+    online = result["online"]
+    assert (online["members"], online["num_envs"], online["utd"]) == (16, 4, 4.0)
+    assert 0 < online["learner_share"] <= 1
+    assert online["env_steps_per_s"] > 0
+    assert "learner share" in _shown(result)
+
+
 def test_the_command_writes_numbers_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    numbers, picture = tmp_path / "speed.json", tmp_path / "speed.png"
-    files = ["--json", str(numbers), "--picture", str(picture)]
+    numbers, picture, tables = tmp_path / "speed.json", tmp_path / "speed.png", tmp_path / "speed.md"
+    files = ["--json", str(numbers), "--picture", str(picture), "--markdown", str(tables)]
     options = ["--agents", "iql", "--precision", "fp32", "--members", "1", "--limit-s", "0", "--no-run", "--no-peers"]
     assert main(["speed", *options, *TINY, *files]) == 0
     shown = capsys.readouterr().out
@@ -128,6 +170,8 @@ def test_the_command_writes_numbers_and_a_picture(tmp_path: Path, capsys: pytest
     assert result["command"].startswith("o2o-smooth speed --agents iql")
     assert result["machine"]["cores"] == cores()
     assert result["machine"]["versions"]["torch"]
+    assert tables.read_text() == markdown(result)
+    assert "| iql | 2x8 | fp32 | 1 | 1 |" in tables.read_text()
 
 
 @pytest.mark.parametrize(
@@ -146,8 +190,9 @@ def test_bad_options_are_one_line(arguments: list[str], text: str, capsys: pytes
 
 
 def test_numbers_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SpeedError, match="cannot be written"):
-        write_json({}, tmp_path)
+    (tmp_path / "taken.json").mkdir()
+    with pytest.raises(O2OError, match="cannot write"):
+        write_text("{}", tmp_path / "taken.json")
 
 
 def test_growth_compares_cost_with_work() -> None:
@@ -180,6 +225,16 @@ def test_growth_is_timed_drawn_and_shown(tmp_path: Path, monkeypatch: pytest.Mon
     shown = _shown(result)
     assert "cost by batch" in shown
     assert "1,000,000,000: " in shown
+
+
+def test_growth_with_updates_per_step_is_timed_in_real_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(speed_growth.POINTS, "utd", (1, 3))
+    config = tiny(agents=("td3_bc",), grow=("utd",), task="Pendulum-v1", quick=True)
+    (curve,) = speed(config, "o2o-smooth speed --grow utd")["growth"]
+    assert curve["task"] == "Pendulum-v1"
+    assert [p["value"] for p in curve["points"]] == [1, 3]
+    assert all(0 < p["lowest"] <= p["cost_s"] <= p["highest"] for p in curve["points"])
+    assert "ms an env step" in _shown({"growth": [curve]})
 
 
 def test_a_report_says_what_was_dropped_and_what_is_missing() -> None:
@@ -222,6 +277,15 @@ def test_a_report_says_what_was_dropped_and_what_is_missing() -> None:
         "not installed: jax",
     ):
         assert text in shown
+
+
+def test_tables_go_between_a_documents_marks() -> None:
+    document = "# Mine\n<!-- o2o-smooth speed: growth -->\nold\n<!-- end -->\nrest\n"
+    grown: dict[str, Any] = {"growth": []}
+    once = into_document("new\n", grown, document)
+    assert once == "# Mine\n<!-- o2o-smooth speed: growth -->\n\nnew\n\n<!-- end -->\nrest\n"
+    assert into_document("new\n", grown, once) == once
+    assert into_document("new\n", {"rows": []}, document) == "new\n"  # no marks of that kind
 
 
 def test_numbers_are_short() -> None:

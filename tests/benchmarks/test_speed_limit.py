@@ -72,7 +72,9 @@ def test_iql_needs_exactly_what_a_plain_implementation_does() -> None:
     def loss() -> Tensor:
         with torch.no_grad():
             target_q, y = n.both(n.target, n.obs, n.action).amin(0), n.v(n.next_obs)
-        return (target_q - n.v(n.obs)).square().sum() + n.critic_loss(y) + n.actor(n.obs).square().sum()
+        v, policy = n.v(n.obs), n.actor(n.obs)
+        loss: Tensor = (target_q - v).square().sum() + n.critic_loss(y) + policy.square().sum()
+        return loss
 
     assert useful(IQLConfig()) == count(loss)
 
@@ -87,7 +89,8 @@ def test_td3_bc_needs_a_plain_implementation_without_the_states_gradient() -> No
 
     def actor() -> Tensor:
         n.frozen()
-        return n.q[0](torch.cat([n.obs, n.actor(n.obs)], -1)).sum()  # type: ignore[no-any-return]
+        q: Tensor = n.q[0](torch.cat([n.obs, n.actor(n.obs)], -1))
+        return q.sum()
 
     every, second = count(critic), count(actor)
     second -= 2 * ROWS * OBS * HIDDEN[0]  # torch also asks for the gradient of the state beside the action

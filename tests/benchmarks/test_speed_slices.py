@@ -179,6 +179,19 @@ def test_rounds_alternate_and_repeat_what_others_spoiled() -> None:
     assert told == [(1, 2), (2, 2), (3, 3)]
 
 
+def test_a_configuration_that_breaks_does_not_stop_the_others() -> None:
+    class Broken(Recorded):
+        def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+            super().ask(request)
+            raise SpeedError("FloatingPointError: diverged")
+
+    log: list[str] = []
+    a, b = Slices("a", Recorded(log, 10.0), 0.0), Slices("b", Broken(log, 20.0), 0.0)
+    interleave([a, b], rounds=2, slice_s=0.1, limit_s=1e9, watch=Scripted([0.0] * 9))
+    assert "".join(log) == "aba"
+    assert (a.failed, b.failed) == (None, "FloatingPointError: diverged")
+
+
 def test_no_round_begins_after_the_limit() -> None:
     log: list[str] = []
     a = Slices("a", Recorded(log, 1.0), 0.0)

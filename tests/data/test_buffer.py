@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -226,3 +229,35 @@ def test_buffer_behaves_like_a_list_of_rows(
         np.testing.assert_array_equal(batch.reward[m], expected[:, -4])
         np.testing.assert_array_equal(batch.mc_return[m], expected[:, -1])
         np.testing.assert_array_equal(batch.next_obs[m], expected[:, O : 2 * O])
+
+
+MILLION = """
+import re, sys
+from pathlib import Path
+import numpy as np
+import torch
+from o2o_smooth.data.buffer import ReplayBuffer, columns
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+rows, obs_dim, action_dim, chunk = 1_000_000, 29, 8, 4096
+rng = np.random.default_rng(0)
+packed = rng.normal(size=(1, chunk, columns(obs_dim, action_dim).width)).astype(np.float32)
+torch.zeros(10).sum(), packed[:, ::2].copy()  # what every first call allocates
+before = peak()
+buffer = ReplayBuffer(1, rows, obs_dim, action_dim)
+while buffer.written < rows + chunk:  # and once around
+    buffer.add(packed)
+    buffer.set_mc_returns(0, np.arange(buffer.written - chunk, buffer.written), packed[0, :, 0])
+assert len(buffer) == rows
+for seed in range(20):
+    buffer.gather(torch.randint(rows, (1, 256), generator=torch.Generator().manual_seed(seed)))
+print((peak() - before) / (rows * packed.shape[2] * 4))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
+def test_a_million_antmaze_rows_take_hardly_more_than_their_array() -> None:
+    done = subprocess.run([sys.executable, "-c", MILLION], capture_output=True, text=True, check=True)
+    assert 0.9 < float(done.stdout) <= 1.1

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from o2o_smooth.data.batch import Transitions
 from o2o_smooth.data.buffer import ReplayBuffer
-from o2o_smooth.data.collect import Collector, Episode, random_policy
+from o2o_smooth.data.collect import Collector, Episode, RewardHistory, random_policy
 from o2o_smooth.data.normalize import RewardMap, observation_statistics
 from o2o_smooth.data.store import UNKNOWN_RETURN
 from o2o_smooth.envs import Task, make_vector_env
@@ -76,7 +76,9 @@ def expected_episodes(tag: int, steps: int) -> list[tuple[float, int]]:
     return found
 
 
-def collector(capacity: int = 10_000, vectorizer: str = "sync", tags: list[int] = TAGS) -> Collector:
+def collector(
+    capacity: int = 10_000, vectorizer: str = "sync", tags: list[int] = TAGS, overlap: bool = False
+) -> Collector:
     return Collector(
         make_vector_env(counting_task(), len(tags), vectorizer=vectorizer),
         MEMBERS,
@@ -84,12 +86,14 @@ def collector(capacity: int = 10_000, vectorizer: str = "sync", tags: list[int] 
         reward_map=MAP,
         discount=DISCOUNT,
         seeds=tags,
+        overlap=overlap,
     )
 
 
-@pytest.fixture(scope="module", params=["sync", "async"])
+@pytest.fixture(scope="module", params=["sync", "async", "sync overlap", "async overlap"])
 def collected(request: pytest.FixtureRequest) -> tuple[Collector, list[list[Episode]]]:
-    made = collector(vectorizer=request.param)
+    vectorizer, _, overlap = request.param.partition(" ")
+    made = collector(vectorizer=vectorizer, overlap=bool(overlap))
     try:
         return made, [made.step(actions) for _ in range(STEPS)]
     finally:
@@ -162,6 +166,53 @@ def test_policy_sees_members_apart_and_keeps_what_it_saw() -> None:
     np.testing.assert_array_equal(seen[0][..., 2].ravel(), TAGS)
     assert (seen[0][..., 1] == 0).all()  # the environment overwrites its own array; what was handed out stays
     assert all(obs.dtype == np.float32 for obs in seen)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_nothing_is_written_between_the_halves_of_a_step(overlap: bool) -> None:
+    made = collector(overlap=overlap)
+    made.step(actions)
+    for wait in (False, True):
+        before = made.env_steps, made.buffer.written
+        made.start(actions)
+        if wait:
+            made.wait()
+            made.wait()
+        assert (made.env_steps, made.buffer.written) == before
+        made.finish()
+        assert (made.env_steps, made.buffer.written) == (before[0] + PER_MEMBER, before[1] + PER_MEMBER)
+    with pytest.raises(RuntimeError, match="without start"):
+        made.finish()
+    made.start(actions)
+    with pytest.raises(RuntimeError, match="again without finish"):
+        made.start(actions)
+    made.close()
+    assert made.env_steps == 3 * PER_MEMBER
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_actions_may_come_when_they_are_needed(overlap: bool) -> None:
+    plain, late = collector(), collector(overlap=overlap)
+    for _ in range(20):
+        plain.step(actions)
+        late.step(lambda obs: lambda obs=obs: actions(obs))  # type: ignore[misc]
+    numbers = np.arange(plain.buffer.written)
+    for member in range(MEMBERS):
+        np.testing.assert_array_equal(
+            late.buffer.packed_rows(member, numbers), plain.buffer.packed_rows(member, numbers)
+        )
+    late.close()
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 64])
+def test_reward_history_gives_back_whole_episodes_whatever_its_room(room: int) -> None:
+    lengths = np.array([3, 1, 29])  # of all episodes of each of three environments
+    history = RewardHistory(3, room)
+    for t in range(1, 200):
+        history.append(np.array([t, 1000 + t, 2000 + t], np.float32))
+        for env in np.flatnonzero(t % lengths == 0):
+            assert history.take(int(env)) == [1000 * env + k for k in range(t - lengths[env] + 1, t + 1)]
+    assert history.room <= max(room, 64)  # twice the longest episode, rounded up
 
 
 def test_environments_must_divide_among_the_members() -> None:

@@ -74,7 +74,7 @@ def test_steps_are_gymnasiums_from_equal_starts(env_id: str) -> None:
             obs, reward, terminated, truncated, infos = envs.step(action[None])
             expected, gain, over, cut, _ = single.step(action)
             np.testing.assert_allclose(final_observations(obs, infos)[0], expected, rtol=1e-3, atol=1e-3)
-            np.testing.assert_allclose(reward[0], gain, rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(reward[0], float(gain), rtol=1e-3, atol=1e-3)
             assert (bool(terminated[0]), bool(truncated[0])) == (over, cut)
             if over:
                 break

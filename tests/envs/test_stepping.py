@@ -9,10 +9,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.vector import AsyncVectorEnv
 from numpy.typing import NDArray
 
 from o2o_smooth.envs import Task, make_vector_env
-from o2o_smooth.envs.stepping import Background, InTurn, Stepper, Threaded, make_stepper
+from o2o_smooth.envs.stepping import Elsewhere, InTurn, Stepper, Threaded, make_stepper
 from tests.envs.counting import counting_task
 
 WAYS = [("sync", False), ("sync", True), ("async", False), ("async", True)]
@@ -73,7 +74,7 @@ def test_ways_to_step() -> None:
         make_stepper(spread, overlap=True),
         make_stepper(spread, overlap=True, thread=True),
     ]
-    assert [type(one) for one in made] == [InTurn, Threaded, InTurn, Background, Threaded]
+    assert [type(one) for one in made] == [InTurn, Threaded, Elsewhere, Elsewhere, Threaded]
     for one in made[1:]:
         one.close()
     assert left() == (set(), 0)
@@ -136,7 +137,31 @@ def test_a_thread_steps_while_the_caller_goes_on() -> None:
     made.close()
 
 
-def test_wait_without_start_is_refused() -> None:
-    envs = make_vector_env(fragile(), N_ENVS)
+@pytest.mark.parametrize("overlap", [False, True])
+def test_an_interrupt_between_two_results_does_not_hang(overlap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = stepper(fragile(), "async", overlap)
+    assert isinstance(made, Elsewhere)
+    assert isinstance(made.envs, AsyncVectorEnv)
+    pipes = made.envs.parent_pipes
+
+    class Interrupted:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(pipes[1], name)
+
+        def recv(self) -> Any:
+            raise KeyboardInterrupt
+
+    made.start(actions())
+    monkeypatch.setattr(made.envs, "parent_pipes", [pipes[0], Interrupted()])
+    with pytest.raises(KeyboardInterrupt):
+        made.wait()
+    made.close()
+    assert left() == (set(), 0)
+
+
+@pytest.mark.parametrize("vectorizer", ["sync", "async"])
+def test_wait_without_start_is_refused(vectorizer: str) -> None:
+    made = stepper(fragile(), vectorizer, overlap=False)
     with pytest.raises(RuntimeError, match="without start"):
-        make_stepper(envs, overlap=False).wait()
+        made.wait()
+    made.close()

@@ -17,7 +17,7 @@ from o2o_smooth.data.dataset import FIELDS, array_hash
 from o2o_smooth.data.normalize import RewardMap
 from o2o_smooth.envs import find_task
 from o2o_smooth.errors import DataError
-from o2o_smooth.training import run as run_module
+from o2o_smooth.training import output
 from o2o_smooth.training.online_data import write_online
 from o2o_smooth.training.prepare import prepare
 from o2o_smooth.training.progress import Silent
@@ -141,7 +141,7 @@ def test_finished_run_is_the_dataset_of_another(
         buffers.append(buffer)
         write_online(out, buffer, *args, **options)
 
-    monkeypatch.setattr(run_module, "write_online", write)
+    monkeypatch.setattr(output, "write_online", write)
     out = run(small(data, tmp_path / "first"))
     members = held_by(buffers[0], 2)
     assert all(len(t) == 300 for t in members)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from o2o_smooth.agents import AGENTS, SACObjectiveConfig, TD3ObjectiveConfig, load_agent
+from o2o_smooth.data import from_hdf5
 from o2o_smooth.errors import CheckpointError, ConfigError
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
 from o2o_smooth.training.learner import Learner
@@ -82,16 +83,16 @@ def assert_same_run(a: Path, b: Path, *, rtol: float = 1e-3) -> None:
                 else:
                     assert y[key] == value, (name, key)
     assert {p.relative_to(a) for p in a.rglob("*")} == {p.relative_to(b) for p in b.rglob("*")}
+    for file in (a / "online").iterdir():
+        one, two = (from_hdf5([p / "online" / file.name]).transitions for p in (a, b))
+        for name in ("obs", "action", "reward"):
+            np.testing.assert_allclose(getattr(one, name), getattr(two, name), rtol=rtol, atol=1e-3, err_msg=name)
     for folder in ("switch", "final"):
-        one, two = (load_agent(p / "checkpoints" / folder) for p in (a, b))
-        assert (one.config, one.seeds, one.updates, one.overrides) == (
-            two.config,
-            two.seeds,
-            two.updates,
-            two.overrides,
-        )
-        for key, tensor in one.networks.state_dict().items():
-            torch.testing.assert_close(two.networks.state_dict()[key], tensor, rtol=rtol, atol=1e-3, msg=key)
+        first, second = (load_agent(p / "checkpoints" / folder) for p in (a, b))
+        assert (first.config, first.seeds, first.updates) == (second.config, second.seeds, second.updates)
+        assert first.overrides == second.overrides
+        for key, tensor in first.networks.state_dict().items():
+            torch.testing.assert_close(second.networks.state_dict()[key], tensor, rtol=rtol, atol=1e-3, msg=key)
     state = [json.loads((p / "checkpoints" / "final" / "controller.json").read_text()) for p in (a, b)]
     assert state[0].keys() == state[1].keys()
     assert state[0]["rule"] == state[1]["rule"]
@@ -147,11 +148,14 @@ def test_each_run_of_a_population_is_what_it_would_be_alone(
     "shared",
     [
         {"weight_in": "effective"},
-        {"mode": "matched"},
-        {"mode": "target"},
         {"ramp_unit": "updates", "offline_fraction": 0.5},
-        {"regime": "mixed", "offline_fraction": 0.5, "offline_fraction_end": 0.0, "ramp_steps": 150},
-        {"regime": "discard"},
+        pytest.param({"mode": "matched"}, marks=pytest.mark.slow),
+        pytest.param({"mode": "target"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"regime": "mixed", "offline_fraction": 0.5, "offline_fraction_end": 0.0, "ramp_steps": 150},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"regime": "discard"}, marks=pytest.mark.slow),
     ],
     ids=lambda s: "-".join(map(str, s.values())),
 )

@@ -13,7 +13,7 @@ import torch
 
 from o2o_smooth.agents import AGENTS
 from o2o_smooth.data import from_npz
-from o2o_smooth.errors import CheckpointError, ConfigError, DataError
+from o2o_smooth.errors import CheckpointError, ConfigError, DataError, EnvError
 from o2o_smooth.smoothing.objective import Mix
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
 from o2o_smooth.training.learner import Learner
@@ -195,12 +195,28 @@ def test_every_way_to_smooth_runs(smoothing: SmoothingConfig, data: Path, tmp_pa
     assert all(0 <= m["smoothing/actor_weight"] <= 1 for m in rows)
 
 
-def test_async_collection_gives_the_same_run(data: Path, tmp_path: Path) -> None:
-    sync, spread = (
-        run(small(data, tmp_path / v, vectorizer=v, online_steps=100, seeds=(3,))) / "evaluations.jsonl"
-        for v in ("sync", "async")
-    )
-    assert sync.read_bytes() == spread.read_bytes()
+@pytest.mark.parametrize("weight_in", ["raw", "effective"])
+def test_runs_are_the_same_whoever_steps_the_environments(weight_in: Any, data: Path, tmp_path: Path) -> None:
+    smoothing = SmoothingConfig("linear", ramp_steps=150, weight_in=weight_in)
+    runs = [
+        run(small(data, tmp_path / f"{v}-{o}", vectorizer=v, overlap=o, online_steps=100, smoothing=smoothing))
+        for v, o in (("sync", "off"), ("sync", "on"), ("async", "off"), ("async", "on"))
+    ]
+    assert len({(out / "evaluations.jsonl").read_bytes() for out in runs}) == 1
+    rows = [
+        [{k: v for k, v in row.items() if k != "time/updates_per_s"} for row in lines(out, "metrics.jsonl")]
+        for out in runs
+    ]
+    assert rows[0] == rows[1] == rows[2] == rows[3]
+
+
+def test_what_cannot_step_the_task_is_refused_before_anything_is_written(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(EnvError, match="envpool does not step task Pendulum-v1"):
+        run(small(data, tmp_path / "run", vectorizer="envpool"))
+    assert not (tmp_path / "run").exists()
+    assert run(small(data, tmp_path / "offline", vectorizer="envpool", online_steps=0)).is_dir()  # nothing is stepped
+    with pytest.raises(ConfigError, match="overlap must be auto, on or off"):
+        small(data, tmp_path / "run", overlap="perhaps")
 
 
 def _started(config: RunConfig[Any]) -> Run:

@@ -1,0 +1,328 @@
+"""The native CPU kernels against plain torch: outputs, gradients, steps, whole updates."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from o2o_smooth.agents import AGENTS, Agent, heads, stacked
+from o2o_smooth.agents.networks import MLP, Precision
+from o2o_smooth.agents.optimizer import MemberAdam
+from o2o_smooth.data.batch import Batch, as_batch
+from o2o_smooth.kernels import build
+from o2o_smooth.kernels.cpu import unavailable
+from o2o_smooth.smoothing.objective import Mix
+from tests.agents.helpers import ACT, OBS
+
+needs_kernels = pytest.mark.skipif(unavailable() is not None, reason=f"no native kernels here: {unavailable()}")
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Leave the kernels out."""
+    before = stacked._ready
+    stacked._ready = False
+    try:
+        yield
+    finally:
+        stacked._ready = before
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+STACKS = [  # members, copies, rows, layer norm, hidden layers, outputs
+    (1, 2, 256, False, (64, 64), 1),
+    (1, 1, 130, True, (64, 48, 32), 12),
+    (3, 2, 100, True, (40, 24), 1),
+    (1, 1, 7, False, (16,), 1),
+    (2, 1, 700, False, (32, 48), 5),  # rows beyond one chunk of the backward pass
+    (1, 1, 600, True, (32, 48), 1),
+    (1, 3, 33, False, (24, 24), 2),
+]
+
+
+def _stack(members: int, copies: int, layer_norm: bool, hidden: tuple[int, ...], out: int) -> MLP:
+    net = MLP(members, copies, 23, hidden, out, layer_norm=layer_norm)
+    for m in range(members):
+        net.initialise(m, torch.Generator().manual_seed(m))
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for p in (*net.gains, *net.shifts):
+            p.add_(torch.empty_like(p).uniform_(-0.5, 0.5, generator=generator))
+    return net
+
+
+def _pass(
+    net: MLP, rows: int, dtype: torch.dtype, *, frozen: bool, copies: int | None, precision: Precision = "fp32"
+) -> list[Tensor]:
+    """Output and all gradients for fixed numbers."""
+    net = copy.deepcopy(net).to(dtype)
+    net.precision = precision
+    generator = torch.Generator().manual_seed(3)
+    used = copies or net.copies
+    x = torch.empty(net.members, rows, 23).normal_(generator=generator).to(dtype).requires_grad_()
+    weights = torch.empty(net.members, used, rows, net.weights[-1].shape[-1]).normal_(generator=generator).to(dtype)
+    y = net(x, frozen=frozen, copies=copies)
+    inputs = [x] if frozen else [x, *net.parameters()]
+    return [y.detach(), *torch.autograd.grad((y * weights).sum(), inputs)]
+
+
+@needs_kernels
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("shape", STACKS)
+def test_a_stack_has_the_outputs_and_gradients_of_plain_torch_in_float64(
+    shape: tuple[Any, ...], frozen: bool, threads: int
+) -> None:
+    members, copies, rows, layer_norm, hidden, out = shape
+    net = _stack(members, copies, layer_norm, hidden, out)
+    for used in (None, 1) if frozen else (None,):
+        single = _pass(net, rows, torch.float32, frozen=frozen, copies=used)
+        exact = _pass(net, rows, torch.float64, frozen=frozen, copies=used)
+        for a, b in zip(single, exact, strict=True):
+            scale = float(b.abs().max())
+            torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=3e-6 * scale)
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", STACKS)
+def test_half_precision_is_as_near_to_float64_as_plain_torch_in_half_precision(shape: tuple[Any, ...]) -> None:
+    members, copies, rows, layer_norm, hidden, out = shape
+    net = _stack(members, copies, layer_norm, hidden, out)
+    for frozen, used in ((False, None), (True, None), (True, 1)):
+        ours = _pass(net, rows, torch.float32, frozen=frozen, copies=used, precision="bf16")
+        exact = _pass(net, rows, torch.float64, frozen=frozen, copies=used)
+        with plain():
+            theirs = _pass(net, rows, torch.float32, frozen=frozen, copies=used, precision="bf16")
+        for a, b, e in zip(ours, theirs, exact, strict=True):
+            norm = float(e.norm())
+            error, reference = float((a.double() - e).norm()) / norm, float((b.double() - e).norm()) / norm
+            assert error < 2 * reference + 5e-3, (frozen, used, tuple(e.shape))
+            assert error < 0.15
+        assert any(float((a.double() - e).norm()) > 1e-4 * float(e.norm()) for a, e in zip(ours, exact, strict=True))
+
+
+@needs_kernels
+def test_rows_that_lie_apart_are_read_where_they_are() -> None:
+    net = _stack(2, 2, False, (16, 16), 1)
+    wide = torch.randn(2, 40, 30, generator=torch.Generator().manual_seed(1))
+    part = wide[..., 4:27]
+    assert not part.is_contiguous()
+    with torch.no_grad():
+        torch.testing.assert_close(net(part), net(part.contiguous()), rtol=0, atol=0)
+
+
+@needs_kernels
+def test_nan_stays_nan() -> None:
+    net = _stack(1, 2, False, (16, 16), 1)
+    x = torch.zeros(1, 4, 23)
+    x[0, 2] = torch.nan
+    with torch.no_grad():
+        broken = torch.isnan(net(x))[0, :, :, 0]
+    assert broken.tolist() == [[False, False, True, False]] * 2
+    out = torch.zeros(1, 2, 12)
+    out[0, 1] = torch.nan
+    log_prob = heads.gaussian_log_prob(out, torch.zeros(1, 2, 6), 0.02)
+    action, _ = heads.gaussian_sample(out, torch.zeros(1, 1, 2, 6))
+    assert torch.isnan(log_prob).tolist() == [[False, True]]
+    assert torch.isnan(action[0, 0]).all(-1).tolist() == [False, True]
+
+
+@needs_kernels
+def test_two_passes_through_one_network_do_not_share_their_memory() -> None:
+    """The second forward pass must not overwrite what the first one's backward pass needs."""
+    net = _stack(1, 1, False, (32, 32), 1)
+    a, b = (torch.randn(1, 50, 23, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    parameters = list(net.parameters())
+    alone = [torch.autograd.grad(net(x).square().sum(), parameters) for x in (a, b)]
+    together = torch.autograd.grad(net(a).square().sum() + net(b).square().sum(), parameters)
+    for one, two, both in zip(*alone, together, strict=True):
+        torch.testing.assert_close(one + two, both, rtol=1e-5, atol=1e-5)
+
+
+def _heads() -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return torch.empty(shape).normal_(generator=g) * scale
+
+    m, e, b, a, n = 3, 2, 50, 6, 4
+    uniform = torch.empty(m, b, a).uniform_(-1, 1, generator=g)
+    uniform[0, 0], uniform[0, 1] = 1.0, -1.0
+    per_member = torch.tensor([0.6, 0.7, 0.9])
+    return {
+        "td_error": (heads.td_error, [normal(m, e, b), normal(m, b)]),
+        "expectile": (lambda v, y: heads.expectile_error(y, v, 0.7), [normal(m, b), normal(m, b)]),
+        "expectile_each": (
+            lambda v, y: heads.expectile_error(y, v, per_member[:, None].to(v)),
+            [normal(m, b), normal(m, b)],
+        ),
+        "advantage": (lambda p, x: heads.advantage_weighted(p, x, 3.0), [normal(m, b), normal(m, b, scale=2.0)]),
+        "advantage_each": (
+            lambda p, x: heads.advantage_weighted(p, x, per_member[:, None].to(p)),
+            [normal(m, b), normal(m, b)],
+        ),
+        "log_prob": (lambda o, x: heads.gaussian_log_prob(o, x, 0.02), [normal(m, b, 2 * a, scale=3.0), uniform]),
+        "log_prob_each": (
+            lambda o, x: heads.gaussian_log_prob(o, x, per_member[:, None, None].to(o) / 10),
+            [normal(m, b, 2 * a), uniform],
+        ),
+        "sample": (heads.gaussian_sample, [normal(m, b, 2 * a, scale=3.0), normal(m, n, b, a)]),
+        "sample_far": (heads.gaussian_sample, [normal(m, b, 2 * a, scale=30.0), normal(m, n, b, a)]),
+        "sample_wide": (heads.gaussian_sample, [normal(1, 3, 2 * 1500), normal(1, 2, 3, 1500)]),
+    }
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", list(_heads()))
+def test_heads_have_the_values_and_gradients_of_plain_torch_in_float64(name: str) -> None:
+    function, (first, second) = _heads()[name]
+
+    def results(dtype: torch.dtype) -> list[Tensor]:
+        x = first.to(dtype).requires_grad_()
+        out = function(x, second.to(dtype))
+        out = out if isinstance(out, tuple) else (out,)
+        g = torch.Generator().manual_seed(1)
+        parts = [(y * torch.empty(y.shape).normal_(generator=g).to(dtype)).sum() for y in out]
+        return [*(y.detach() for y in out), *torch.autograd.grad(torch.stack(parts).sum(), x)]
+
+    for a, b in zip(results(torch.float32), results(torch.float64), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=3e-6 * max(1.0, float(b.abs().max())))
+
+
+@needs_kernels
+def test_adam_and_targets_are_those_of_plain_torch() -> None:
+    """Members that step at different times, at rates of their own, with targets that follow some of them."""
+    rng = np.random.default_rng(0)
+    g = torch.Generator().manual_seed(0)
+    start = [torch.empty(s).normal_(generator=g) for s in ((3, 2, 40, 500), (3, 7), (3,))]
+
+    def make(dtype: torch.dtype) -> tuple[MemberAdam, list[torch.nn.Parameter], list[Tensor]]:
+        parameters = [torch.nn.Parameter(x.to(dtype)) for x in start]
+        targets = [x.to(dtype) + 1 for x in start[:2]]
+        rates = {"critic": np.array([1e-2, 3e-3, 1e-3])}
+        return MemberAdam({"critic": parameters}, rates, {"critic": targets}), parameters, targets
+
+    sides = [make(torch.float32), make(torch.float64)]
+    assert sides[0][0]._native() and not sides[1][0]._native()
+    for step in range(25):
+        mask, moving = rng.random(3) < 0.7, rng.random(3) < 0.5
+        for adam, parameters, _ in sides:
+            gradient = torch.Generator().manual_seed(step)
+            for p in parameters:
+                p.grad = torch.empty(p.shape).normal_(generator=gradient).to(p.dtype)
+            if step % 5 == 0:
+                parameters[1].grad = None  # zero, not "leave alone"
+            adam.step({"critic": mask}, moving=moving, tau=np.array([0.1, 0.2, 0.3]))
+    (_, ours, our_targets), (_, theirs, their_targets) = sides
+    for a, b in zip((*ours, *our_targets), (*theirs, *their_targets), strict=True):
+        torch.testing.assert_close(a.double(), b.double(), rtol=1e-5, atol=1e-6)
+
+
+def _agent(name: str) -> Agent:
+    cls = AGENTS[name]
+    return cls(OBS, ACT, cls.config_class(hidden_dims=(32, 32), critic_layer_norm=True), seeds=(3, 8))
+
+
+def _batch(seed: int) -> Batch:
+    rng = np.random.default_rng(seed)
+    rows = {
+        "obs": rng.normal(size=(2, 64, 3)),
+        "action": rng.uniform(-1, 1, size=(2, 64, 2)),
+        "reward": rng.normal(size=(2, 64)),
+        "next_obs": rng.normal(size=(2, 64, 3)),
+        "terminated": rng.random((2, 64)) < 0.1,
+        "mc_return": rng.normal(size=(2, 64)),
+    }
+    return as_batch(rows, members=2)
+
+
+@needs_kernels
+@pytest.mark.parametrize("w", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("name", sorted(AGENTS))
+def test_updates_with_and_without_kernels_agree(name: str, w: float) -> None:
+    """From the same start, ten updates of every agent: the same parameters up to rounding."""
+    agents = [_agent(name) for _ in range(2)]
+    batches = [(_batch(s), _batch(100 + s)) for s in range(10)]
+    for offline, online in batches:
+        agents[0].update(offline, online, mix=Mix.uniform(w, 2))
+    with plain():
+        for offline, online in batches:
+            agents[1].update(offline, online, mix=Mix.uniform(w, 2))
+    moved = 0.0
+    fresh = _agent(name)
+    for a, b, c in zip(*(x.networks.parameters() for x in (*agents, fresh)), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-4)
+        moved = max(moved, float((a - c).detach().abs().max()))
+    assert moved > 1e-3
+
+
+@needs_kernels
+def test_a_parameter_changed_by_the_kernels_is_known_to_autograd() -> None:
+    p = torch.nn.Parameter(torch.ones(1, 4))
+    adam = MemberAdam({"actor": [p]}, {"actor": 0.1})
+    loss = p.square().sum()
+    p.grad = torch.ones_like(p)
+    adam.step({"actor": np.ones(1, bool)})
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def test_without_a_compiler_the_reason_is_told_and_everything_works(tmp_path: Path) -> None:
+    code = (
+        "import torch\n"
+        "from o2o_smooth.kernels.cpu import unavailable\n"
+        "from o2o_smooth.agents.networks import MLP\n"
+        "y = MLP(1, 2, 3, (8,), 1, layer_norm=False)(torch.zeros(1, 4, 3))\n"
+        "print(tuple(y.shape), unavailable())\n"
+    )
+    environment = {**os.environ, "PATH": str(tmp_path), "O2O_SMOOTH_CACHE": str(tmp_path / "cache")}
+    environment.pop("CC", None)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "(1, 2, 4, 1) there is no C compiler; install gcc" in done.stdout
+    environment = {**os.environ, "O2O_SMOOTH_KERNELS": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "switched off by O2O_SMOOTH_KERNELS=0" in done.stdout
+
+
+@needs_kernels
+def test_kernels_are_built_once_and_survive_a_broken_cache(tmp_path: Path) -> None:
+    code = "from o2o_smooth.kernels.cpu import unavailable; print(unavailable())"
+    environment = {**os.environ, "O2O_SMOOTH_CACHE": str(tmp_path / "cache")}
+
+    def run() -> str:
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert run() == "None"
+    (built,) = (tmp_path / "cache").glob("*.so")
+    stamp = built.stat().st_mtime_ns
+    assert run() == "None"
+    assert built.stat().st_mtime_ns == stamp
+    built.write_bytes(b"not a library")
+    assert "remove it to have it built anew" in run()
+
+
+@needs_kernels
+def test_nothing_is_loaded_from_a_file_that_others_may_write(tmp_path: Path) -> None:
+    path = tmp_path / "kernels.so"
+    path.write_bytes(b"")
+    path.chmod(0o666)
+    with pytest.raises(build.BuildError, match="can be written by others"):
+        build.check_owner(path)

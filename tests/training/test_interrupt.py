@@ -1,0 +1,61 @@
+"""A real Ctrl-C during a real run: it ends soon, says so, and nothing of it lives on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def group_members(group: int) -> list[str]:
+    """Commands of the processes of a group that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, fields = stat.read_text().rpartition(")")
+        except OSError:  # it has just ended
+            continue
+        state, _, of = fields.split()[:3]
+        if int(of) == group and state != "Z":
+            found.append(name)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processes from /proc")
+@pytest.mark.parametrize(("vectorizer", "overlap"), [("sync", "on"), ("async", "on"), ("async", "off")])
+def test_interrupted_run_leaves_no_process(vectorizer: str, overlap: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "o2o_smooth", "run", "--task", "Pendulum-v1", "--agent", "sac"]
+    command += ["--offline-updates", "0", "--schedule", "jump", "--online-steps", "1000000", "--num-envs", "2"]
+    command += ["--hidden-dims", "8", "8", "--eval-episodes", "1", "--switch-episodes", "1", "--log-every", "100"]
+    command += ["--vectorizer", vectorizer, "--overlap", overlap, "--out", str(out)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    metrics = out / "metrics.jsonl"
+    try:
+        while process.poll() is None and not (metrics.exists() and "online" in metrics.read_text()):
+            time.sleep(0.1)
+        assert process.poll() is None, process.communicate()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them at once
+        _, errors = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode in (1, 130), errors
+    assert "interrupted; " in errors
+    assert "Traceback" not in errors
+    assert json.loads((out / "manifest.json").read_text())["status"] == "interrupted"
+    for _ in range(100):  # multiprocessing's own helpers end when they see that their parent has
+        if not group_members(process.pid):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{group_members(process.pid)} are left")
