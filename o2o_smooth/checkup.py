@@ -55,7 +55,7 @@ PACKAGES: tuple[tuple[str, str, str, str | None], ...] = (
     ("d4rl", "d4rl", "downloads of D4RL's files; its files are read without it", "pip install 'o2o_smooth[d4rl]'"),
     ("wandb", "wandb", "--wandb", "pip install 'o2o_smooth[wandb]'"),
     ("tensorboard", "tensorboard", "--tensorboard", "pip install 'o2o_smooth[tensorboard]'"),
-    ("envpool", "envpool", "--vectorizer envpool", "pip install envpool"),
+    ("envpool", "envpool", "--vectorizer envpool", "pip install 'o2o_smooth[envpool]'"),
 )
 IMPORTED = ("numpy", "gymnasium", "h5py", "minari", "safetensors", "mujoco")
 """Packages that are tried out; the others are slow to import, or talk."""

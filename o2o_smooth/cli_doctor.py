@@ -91,10 +91,13 @@ def _of_machine(*, as_json: bool) -> int:
 def _of_run(config: Any, *, as_json: bool) -> int:
     from o2o_smooth.data.extent import extent
     from o2o_smooth.envs import find_task, make_env
+    from o2o_smooth.errors import ConfigError
     from o2o_smooth.training.memory import Shape
     from o2o_smooth.training.memory_check import judge
     from o2o_smooth.training.prepare import needs_dataset
 
+    if config.device.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"device '{config.device}' is not supported; use cpu, cuda or cuda:N")
     task = find_task(config.task)
     env = make_env(task)
     spaces: Any = (env.observation_space, env.action_space)

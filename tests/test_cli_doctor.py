@@ -167,6 +167,7 @@ def test_what_does_not_fit_is_told_with_what_helps(capsys: pytest.CaptureFixture
         (["--buffer-sizes", "3"], "did you mean --buffer-size?"),
         (["--agent", "dqn"], "there is no agent 'dqn'"),
         (["--task", "hoper-medium-v2"], "hopper-medium-v2"),
+        (["--task", "Pendulum-v1", "--device", "tpu"], "device 'tpu'"),
         (["--jsn"], "unknown option --jsn"),
     ],
 )

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from o2o_smooth.agents import Agent, AgentConfig
+from o2o_smooth.agents.networks import Precision
 from o2o_smooth.agents.storage import load_agent, read_json, save_agent
 from o2o_smooth.errors import CheckpointError
 from o2o_smooth.training.config import RunConfig
@@ -79,6 +80,7 @@ def load_checkpoint(
     *,
     device: torch.device | str = "cpu",
     compile: bool = False,
+    precision: Precision = "fp32",
     online: str | None = None,
     hyper: AgentConfig | None = None,
     seeds: Sequence[int] | None = None,
@@ -90,6 +92,7 @@ def load_checkpoint(
         path: See `find_checkpoint`.
         device: Where the agent goes.
         compile: See `Agent`.
+        precision: See `Agent`.
         online: Another online objective.
         hyper: Other settings of the agent.
         seeds: All the checkpoint's seeds, in its order, once or several times over: a population of several arms.
@@ -112,7 +115,14 @@ def load_checkpoint(
             raise CheckpointError(f"{path} holds the seeds {text}; use --seeds {text}")
         members = [i % len(have) for i in range(len(seeds))]
     agent = load_agent(
-        folder, device=device, compile=compile, online=online, config=hyper, members=members, overrides=overrides
+        folder,
+        device=device,
+        compile=compile,
+        precision=precision,
+        online=online,
+        config=hyper,
+        members=members,
+        overrides=overrides,
     )
     return agent, record
 

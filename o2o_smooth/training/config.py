@@ -219,8 +219,11 @@ class RunConfig(Generic[C]):
     threads: int | None = None
     """CPU threads for the learner; default: one for small networks, where more only wait for each other, else
     torch's choice."""
-    compile: bool = False
-    """Compile the update with torch.compile: slower to start, faster afterwards."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the hidden layers' matrix products in updates; everything else is fp32. bf16 is faster where the CPU has AMX
+    or the GPU is Ampere or newer; docs/speed.md shows what it does to returns."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the update with torch.compile: slower to start. auto: only where it has been measured to pay."""
     memory_check: bool = True
     """Refuse a run whose predicted peak of memory cannot be had (o2o-smooth doctor shows it part by part)."""
     log_every: int | None = None

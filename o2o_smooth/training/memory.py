@@ -17,12 +17,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from o2o_smooth.agents import AGENTS, CQLConfig
 from o2o_smooth.data.extent import Extent
 from o2o_smooth.data.room import own_memory
 from o2o_smooth.data.store import memory_limit, row_width
 from o2o_smooth.kernels.cpu import unavailable
 from o2o_smooth.smoothing.objective import COMPONENTS
+from o2o_smooth.training.compiling import decide
 from o2o_smooth.training.config import RunConfig
 
 MIB, GIB = 2**20, 2**30
@@ -181,7 +184,7 @@ def predict(
     """
     held = (own_memory() or LIBRARIES) if held is None else held
     members = len(config.seeds) if members is None else members
-    on_device = config.device != "cpu"
+    on_device = uses_gpu(config)
     parts = [Part("interpreter and libraries", held, detail="what this process has now")]
     parts += _dataset(config, shape, data, on_device)
     parts += _online_rows(config, shape, members, on_device)
@@ -191,6 +194,11 @@ def predict(
     parts += _rest(config, on_device)
     known = data is None or data.rows is not None
     return Prediction(tuple(p for p in parts if p.host or p.device or p.detail), held, known)
+
+
+def uses_gpu(config: RunConfig[Any]) -> bool:
+    """Whether the learner and its rows live on a GPU."""
+    return not config.device.startswith("cpu")
 
 
 def online_rows(config: RunConfig[Any]) -> int:
@@ -359,7 +367,8 @@ def _rest(config: RunConfig[Any], on_device: bool) -> list[Part]:
         Part("kernels and threads", KERNELS, detail="come with the first updates", phases=LEARNING),
         Part("picture", PICTURE, detail="matplotlib at the end", phases=("saving",)),
     ]
-    if str(config.compile).lower() in ("true", "on", "auto"):
+    updates = config.offline_updates + int(config.online_steps * config.utd)
+    if decide(config.compile, torch.device("cuda" if on_device else "cpu"), updates):
         parts += [
             Part("torch.compile", COMPILER, phases=LEARNING),
             Part("C++ compilers", COMPILER_PROCESSES, detail="at first updates", phases=("updates",), elsewhere=True),

@@ -17,7 +17,18 @@ from o2o_smooth.data.room import Room, memory_left, own_memory
 from o2o_smooth.data.store import MEMORY_VARIABLE, memory_limit, row_width
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.training.config import RunConfig
-from o2o_smooth.training.memory import FLOAT, GIB, LIBRARIES, MIB, Prediction, Shape, mixes, online_rows, predict
+from o2o_smooth.training.memory import (
+    FLOAT,
+    GIB,
+    LIBRARIES,
+    MIB,
+    Prediction,
+    Shape,
+    mixes,
+    online_rows,
+    predict,
+    uses_gpu,
+)
 
 NEAR = 0.8
 """Share of what can be had from which on a run is warned."""
@@ -122,9 +133,9 @@ def judge(
         device_free: Free memory of the GPU; default: asked for now, where the settings name one.
     """
     room = memory_left() if room is None else room
-    if config.device != "cpu" and device_free is None and torch.cuda.is_available():
+    if uses_gpu(config) and device_free is None and torch.cuda.is_available():
         device_free = int(torch.cuda.mem_get_info(torch.device(config.device))[0])
-    if config.device == "cpu":
+    if not uses_gpu(config):
         device_free = None
     prediction = predict(config, shape, data, held=held, members=members)
     host = None if room.free is None else room.free + prediction.held
@@ -134,7 +145,7 @@ def judge(
 
     def again(other: RunConfig[Any], fewer: int | None = members) -> Verdict:
         found = predict(other, shape, data, held=prediction.held, members=fewer)
-        return Verdict(found, host, room.limit, device_free if other.device != "cpu" else None)
+        return Verdict(found, host, room.limit, device_free if uses_gpu(other) else None)
 
     found = [*_smaller(config, shape, members, verdict, again), *_elsewhere(config, shape, data, verdict, again)]
     least = 0.05 * (verdict.prediction.device if verdict.short_of_device else verdict.prediction.host)
@@ -255,12 +266,12 @@ def _elsewhere(
         yield from _one("--vectorizer sync", again(dataclasses.replace(config, vectorizer="sync")), verdict)
     if config.online_steps and config.save_online:
         yield from _one("--no-save-online", again(dataclasses.replace(config, save_online=False)), verdict)
-    if config.device != "cpu":
+    if uses_gpu(config):
         yield from _one("--device cpu", again(dataclasses.replace(config, device="cpu")), verdict)
     elif torch.cuda.is_available():
         moved = _with_gpu(again(dataclasses.replace(config, device="cuda")))
         yield from _one("--device cuda", moved, verdict)
-    if data is not None and data.rows and config.device == "cpu":
+    if data is not None and data.rows and not uses_gpu(config):
         size = data.rows * row_width(shape.obs_dim, shape.action_dim) * FLOAT
         if size <= memory_limit():
             have = verdict.host

@@ -26,8 +26,8 @@ def run_population(
     """Do several runs at once, as one population for all that can share a learner.
 
     Runs can share one if they agree on everything but their seeds, their weight curves and ramp lengths, and the
-    settings in `agents.settings.PER_MEMBER`. Others run in populations of their own, one after the other; why is told to
-    the progress display. Without `pretrained`, a seed is pretrained once for all runs that do not differ before the
+    settings in `agents.settings.PER_MEMBER`. Others run in populations of their own, one after the other; the progress
+    display is told why. Without `pretrained`, a seed is pretrained once for all runs that do not differ before the
     switch.
 
     Args:

@@ -20,6 +20,7 @@ from o2o_smooth.envs import Task, check_vectorizer, find_task, make_env
 from o2o_smooth.errors import CheckpointError, ConfigError
 from o2o_smooth.smoothing.objective import COMPONENTS
 from o2o_smooth.training.checkpoint import SwitchRecord, load_checkpoint
+from o2o_smooth.training.compiling import decide
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.memory import Shape
 from o2o_smooth.training.memory_check import MemoryCheck
@@ -108,12 +109,14 @@ def prepare_population(
     data = extent(task, config.dataset, patient=False) if reads else None
     check(configs, shape, data, progress.note, members=len(members.seeds))
     forked = None
+    compiled = decide(config.compile, device, config.offline_updates + int(config.online_steps * config.utd))
     agent_class = AGENTS[config.agent]
     if config.pretrained is not None:
         agent, forked = load_checkpoint(
             Path(config.pretrained),
             device=device,
-            compile=config.compile,
+            compile=compiled,
+            precision=config.precision,
             online=config.online,
             hyper=members.hyper,
             seeds=members.seeds,
@@ -129,7 +132,8 @@ def prepare_population(
             seeds=[members.seeds[m] for m in members.firsts],
             overrides=[members.overrides[m] for m in members.firsts],
             device=device,
-            compile=config.compile,
+            compile=compiled,
+            precision=config.precision,
         )
     dataset = None
     if reads:

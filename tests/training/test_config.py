@@ -71,8 +71,8 @@ def test_seed_may_be_a_single_number() -> None:
 
 
 def test_whole_number_is_fine_for_a_float_and_optional_values_take_their_type() -> None:
-    made = applied("reward_scale = 2\neval_every = 500\nonline = 'same'\ncompile = true\noffline_fraction = 0")
-    assert (made.reward_scale, made.evaluation.eval_every, made.online, made.compile) == (2.0, 500, "same", True)
+    made = applied("reward_scale = 2\neval_every = 500\nonline = 'same'\ncompile = 'on'\noffline_fraction = 0")
+    assert (made.reward_scale, made.evaluation.eval_every, made.online, made.compile) == (2.0, 500, "same", "on")
     assert made.smoothing.offline_fraction == 0.0
 
 
@@ -108,8 +108,9 @@ def test_unknown_without_a_close_name_lists_all() -> None:
         ("utd = '2'", "utd must be a number, got '2'"),
         ("utd = false", "utd must be a number, got False"),
         ("discount = [0.9]", "discount must be a number"),
-        ("compile = 1", "compile must be true or false, got 1"),
-        ("compile = 'true'", "compile must be true or false"),
+        ("compile = 1", "compile must be one of auto, on, off, got 1"),
+        ("memory_check = 1", "memory_check must be true or false, got 1"),
+        ("memory_check = 'true'", "memory_check must be true or false"),
         ("task = 5", "task must be a string"),
         ("schedule = false", "schedule must be a string"),
         ("online = 1", "online must be a string"),

@@ -116,7 +116,7 @@ def test_more_of_anything_never_takes_less(agent: str) -> None:
         dataclasses.replace(base, batch_size=512),
         dataclasses.replace(base, online_steps=150_000),
         dataclasses.replace(base, smoothing=SmoothingConfig("linear")),
-        dataclasses.replace(base, compile=True),
+        dataclasses.replace(base, compile="on"),
         dataclasses.replace(base, hyper=dataclasses.replace(base.hyper, hidden_dims=(512, 512))),
         dataclasses.replace(base, hyper=dataclasses.replace(base.hyper, critic_layer_norm=True)),
         dataclasses.replace(base, evaluation=EvaluationConfig(eval_envs=20)),
@@ -368,5 +368,5 @@ def test_prediction_holds_for_larger_settings(agent: str, settings: dict[str, An
 @pytest.mark.parametrize("task", ["halfcheetah-medium-v2", "D4RL/pointmaze/umaze-v2", "kitchen-partial-v0"])
 def test_prediction_holds_with_simulators(task: str) -> None:
     pytest.importorskip("gymnasium_robotics")
-    arguments = {"agent": "sac", "seeds": 2, "rows": 50_000, "dataset": None, "settings": {"num_envs": 3}}
-    check(child("whole_run", task=task, **arguments))
+    arguments: dict[str, Any] = {"agent": "sac", "seeds": 2, "rows": 50_000, "dataset": None}
+    check(child("whole_run", task=task, settings={"num_envs": 3}, **arguments))
