@@ -1,18 +1,25 @@
 """Random draws that depend only on (seed, name, step): no global generator, no stream to save.
 
-Each draw seeds its own generator from a hash, so a population member gets the same numbers as the same member alone,
-arms forked from one checkpoint share their draws, and a resumed run goes on exactly where it was.
+On the CPU each draw seeds its own generator from a hash; elsewhere the hash itself gives the numbers. Either way a
+population member gets the same numbers as the same member alone, arms forked from one checkpoint share their draws, and
+a resumed run goes on exactly where it was.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from zlib import crc32
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from o2o_smooth.data.transfer import to_device
+
 _MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as int64
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)
 
 
 def mix64(*values: int) -> int:
@@ -67,3 +74,71 @@ class Draws:
         for member in range(len(self.seeds)):
             out[member].random_(0, high, generator=self._seeded(member, name, step))
         return out
+
+
+class CounterDraws(Draws):
+    """The same draws as functions of a counter: a number is a hash of (seed, name, step, its place in the draw).
+
+    Plain tensor operations in the device's queue: nothing waits for them, and a captured graph can repeat them with a
+    step that it advances itself. A draw of fewer numbers is the beginning of a larger one. The numbers differ from
+    those of `Draws`.
+
+    Source: splitmix64 (Steele, Lea & Flood 2014, doi 10.1145/2660193.2660195), normal numbers by Box & Muller 1958.
+    """
+
+    def __init__(
+        self, seeds: Sequence[int], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__(seeds, device, dtype)
+        self._keys: dict[str, Tensor] = {}
+        self._places: dict[int, Tensor] = {}
+
+    def normal(self, name: str, step: int | Tensor, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers, (*S, M, *shape), for a step or an int64 tensor of steps (*S)."""
+        bits = self._bits(name, step, math.prod(shape))
+        # One half of the bits is the radius, the other the angle; the half keeps the logarithm away from zero.
+        radius = ((bits >> 32) & 0xFFFFFFFF).to(self.dtype).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+        angle = (bits & 0xFFFFFFFF).to(self.dtype).mul_(2.0**-31 * math.pi)
+        return radius.mul_(angle.cos_()).view(*bits.shape[:-1], *shape)
+
+    def uniform(
+        self, name: str, step: int | Tensor, shape: Sequence[int], low: float = -1.0, high: float = 1.0
+    ) -> Tensor:
+        """Uniform numbers in [low, high), (*S, M, *shape), for a step or an int64 tensor of steps (*S)."""
+        bits = self._bits(name, step, math.prod(shape))
+        kept = 53 if self.dtype == torch.float64 else 24  # what the mantissa holds
+        unit = ((bits >> (64 - kept)) & ((1 << kept) - 1)).to(self.dtype).mul_(2.0**-kept)
+        return unit.mul_(high - low).add_(low).view(*bits.shape[:-1], *shape)
+
+    def integers(self, name: str, step: int | Tensor, count: int, high: int | Tensor) -> Tensor:
+        """Integers in [0, high), (*S, M, count), int64; `high` may be an int64 scalar on the device."""
+        return (self._bits(name, step, count) & ((1 << 63) - 1)) % high
+
+    def _bits(self, name: str, step: int | Tensor, count: int) -> Tensor:
+        """64 random bits a number, (*S, M, count), as int64."""
+        keys = self._keys.get(name)
+        if keys is None:
+            made = [_signed(mix64(seed, crc32(name.encode()))) for seed in self.seeds]
+            keys = self._keys[name] = to_device(np.array(made), self.device)
+        places = self._places.get(count)
+        if places is None:
+            places = self._places[count] = torch.arange(count, device=self.device) * _GOLDEN
+        step = step[..., None] * _GOLDEN if isinstance(step, Tensor) else _signed(step * _GOLDEN)
+        return _finalise(_finalise(keys + step)[..., None] + places)
+
+
+def make_draws(seeds: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32) -> Draws:
+    """The draws that suit a device: generators on the CPU, counters elsewhere."""
+    return (Draws if device.type == "cpu" else CounterDraws)(seeds, device, dtype)
+
+
+def _signed(value: int) -> int:
+    """The int64 of the same 64 bits."""
+    return ((value + (1 << 63)) & _MASK) - (1 << 63)
+
+
+def _finalise(x: Tensor) -> Tensor:
+    """splitmix64's finaliser, in place; int64 shifts keep the sign, so they are masked."""
+    x.bitwise_xor_((x >> 30) & ((1 << 34) - 1)).mul_(_FIRST)
+    x.bitwise_xor_((x >> 27) & ((1 << 37) - 1)).mul_(_SECOND)
+    return x.bitwise_xor_((x >> 31) & ((1 << 33) - 1))

@@ -3,7 +3,7 @@
 Members of one population may be at different places of their ramp, so a component may have a loss for some members and
 none for others. A member without one must not move at all: neither its parameters, nor its moments, nor its bias
 correction. In float32 on the CPU this is one native pass over memory; elsewhere, while all members step together (the
-ordinary case), torch's fused Adam.
+ordinary case), torch's fused Adam. On a GPU nothing of it waits for the host (`DeviceAdam`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from o2o_smooth.agents.device_adam import BETA1, BETA2, EPS, DeviceAdam, following
 from o2o_smooth.kernels.cpu import AdamSlots, unavailable
 
-BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 Mask = NDArray[np.bool_]  # (M,)
 Rates = float | NDArray[np.float64]  # one for all members, or (M,)
 
@@ -58,6 +58,7 @@ class MemberAdam:
         self._parameters = [p for ps in self.components.values() for p in ps]
         self._scales = {name: np.zeros((3, m), np.float32) for name, m in self.members.items()}
         self._slots: AdamSlots | None = None
+        self.on_device = DeviceAdam(self)
 
     def zero_grad(self) -> None:
         """Forget all gradients; a parameter without one is not stepped."""
@@ -74,12 +75,13 @@ class MemberAdam:
                 step; default: none.
             tau: Rate of that step.
         """
-        if self._native():
+        if self.on_device.device.type != "cpu":
+            self._step_device(active, moving, tau)
+        elif self._native():
             self._step_native(active, moving, tau)
         else:
             self._step_plain(active, moving, tau)
-        for name, mask in active.items():
-            self.steps[name] = self.steps[name] + mask
+        self.on_device.count(active)
 
     def _native(self) -> bool:
         p = self._parameters[0]
@@ -116,6 +118,20 @@ class MemberAdam:
             targets += own + [None] * (len(ps) - len(own))
         scales = [self._scales[name] for name, ps in self.components.items() for _ in ps]
         return AdamSlots(self._parameters, flat["1"], flat["2"], targets, scales)
+
+    def _step_device(self, active: Mapping[str, Mask], moving: Mask | None, tau: Rates) -> None:
+        device = self.on_device
+        device.upload()
+        level = device.level()
+        steppers = {name: mask for name, mask in active.items() if mask.any()}
+        device.step(
+            {name: self._gradients(name) for name in steppers},
+            {name: device.constant(mask) for name, mask in steppers.items()},
+            frozenset(name for name, mask in steppers.items() if name in level and mask.all()),
+            following(moving),
+            None if moving is None else device.constant(moving),
+            tau,
+        )
 
     def _step_plain(self, active: Mapping[str, Mask], moving: Mask | None, tau: Rates) -> None:
         for name, mask in active.items():

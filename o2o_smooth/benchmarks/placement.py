@@ -54,7 +54,8 @@ SPEEDS = {
     "bf16": Speed(overhead_s=1.3e-3, flops_per_s=353e9, second_thread=0.85, neighbour=0.95),
 }
 ENV_STEP_S = 1e-4  # a step of one MuJoCo environment, acting included
-START_S = 5.0  # a process imports torch and prepares its run
+START_S = 4.0  # a process imports torch and MuJoCo
+PREPARE_S = 1.0  # a population reads its data, makes its environments and draws its pictures
 _OBS_DIM, _ACTION_DIM, _EPISODE = 17, 6, 1000  # where nothing better is known; the hidden layers dominate
 
 
@@ -118,9 +119,9 @@ def _processes(
     crowded = Speed(
         speed.overhead_s, speed.flops_per_s * (speed.neighbour if workers > 1 else 1.0), 0.0, speed.neighbour
     )
-    times = {job: START_S + _job_s([configs[i] for i in job], 1, crowded) for job in jobs}
+    times = {job: _job_s([configs[i] for i in job], 1, crowded) for job in jobs}
     jobs.sort(key=lambda job: -times[job])
-    busy = [0.0] * workers
+    busy = [START_S] * workers
     for job in jobs:
         busy[busy.index(min(busy))] += times[job]
     each = "" if size == 1 else f", up to {size} runs in each"
@@ -142,17 +143,19 @@ def _job_s(configs: Sequence[RunConfig[Any]], cpus: int, speed: Speed) -> float:
         before = len(members.firsts)
         offline = config.offline_updates * _update_s(config, before, cpus, speed)
         offline += before * evaluation.switch_episodes * episode * ENV_STEP_S
-    online = config.utd * config.online_steps * _update_s(config, count, cpus, speed)
-    return offline + online + count * steps * ENV_STEP_S
+    # As soon as one member is in its ramp, both objectives are computed for all.
+    objectives = 1 if all(c.smoothing.schedule in ("jump", "stay") for c in configs) else 2
+    online = config.utd * config.online_steps * _update_s(config, count, cpus, speed, objectives)
+    return PREPARE_S + offline + online + count * steps * ENV_STEP_S
 
 
-def _update_s(config: RunConfig[Any], members: int, cpus: int, speed: Speed) -> float:
+def _update_s(config: RunConfig[Any], members: int, cpus: int, speed: Speed, objectives: int = 1) -> float:
     threads = config.threads or default_threads(config, members) or cpus
     rate = speed.flops_per_s * (1 + speed.second_thread * (min(threads, cpus) - 1))
     flops = useful_flops(
         config.hyper, obs_dim=_OBS_DIM, action_dim=_ACTION_DIM, batch=config.batch_size, members=members
     )
-    return speed.overhead_s + flops / rate
+    return speed.overhead_s + objectives * flops / rate
 
 
 def _with_reason(placement: Placement, reason: str) -> Placement:

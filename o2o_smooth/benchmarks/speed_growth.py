@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from o2o_smooth.benchmarks.speed_limit import useful_flops
@@ -152,6 +153,7 @@ def _utd(config: SpeedConfig, agent: str, progress: ProgressSink) -> dict[str, A
     updates = 60 if config.quick else UTD_UPDATES
     rounds = 1 if config.quick else min(3, config.rounds)
     costs: dict[int, list[float]] = {value: [] for value in values}
+    contended: dict[int, list[bool]] = {value: [] for value in values}
     with tempfile.TemporaryDirectory() as folder:
         data = record_random(task, DATA_ROWS, Path(folder) / "random.npz")
         begin = time.perf_counter()
@@ -167,16 +169,23 @@ def _utd(config: SpeedConfig, agent: str, progress: ProgressSink) -> dict[str, A
                 _, online = measure_run(settings, offline_updates=5, online_steps=steps, folder=Path(folder))
                 busy = online["loop_s"] - online["seconds"]["evaluate"]
                 costs[value].append(busy / (steps - settings.update_after))
-    ordered = [
-        {
-            "value": value,
-            "work": float(value),
-            "cost_s": sorted(costs[value])[len(costs[value]) // 2],
-            "lowest": min(costs[value]),
-            "highest": max(costs[value]),
-        }
-        for value in values
-    ]
+                contended[value].append(bool(online["contended"]))
+    ordered = []
+    for value in values:
+        clean = [cost for cost, disturbed in zip(costs[value], contended[value], strict=True) if not disturbed]
+        kept = clean or costs[value]
+        ordered.append(
+            {
+                "value": value,
+                "work": float(value),
+                "cost_s": median(kept),
+                "lowest": min(kept),
+                "highest": max(kept),
+                "slices": len(kept),
+                "dropped": len(costs[value]) - len(kept),
+                "contended": not clean,
+            }
+        )
     about = {"axis": "utd", "agent": agent, "precision": "fp32", "threads": threads, "members": config.members[0]}
     return _finish({**about, "task": task, "points": ordered, "missing": []})
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from o2o_smooth.files import written_whole
 from o2o_smooth.stability.plots import COLOURS
@@ -79,9 +80,23 @@ def _draw_growth(curves: Sequence[Mapping[str, Any]]) -> Figure:
             linear = [y[-1] * p["work"] / points[-1]["work"] for p in points]
             ax.plot(x, linear, color=COLOURS[i % len(COLOURS)], ls=":", lw=1.0, label="as the work" if i == 0 else None)
         ax.set_xscale("log")
-        ax.set_yscale("log")
+        if axis == "buffer":  # flat: on a log scale only the noise would show
+            ax.set_ylim(bottom=0)
+        else:
+            ax.set_yscale("log")
+        values = sorted({p["value"] for c in curves if c["axis"] == axis for p in c["points"]})
+        ax.set_xticks(values, [_short(value) for value in values])
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_xlabel(axis if axis != "buffer" else "rows in the buffer")
         ax.set_ylabel("ms per environment step" if axis == "utd" else "ms per update")
         ax.legend(fontsize=7, frameon=False)
         ax.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _short(value: int) -> str:
+    """A number for an axis: 4096, 10k, 1M."""
+    for size, unit in ((1_000_000, "M"), (1_000, "k")):
+        if value >= 10_000 and value % size == 0:
+            return f"{value // size}{unit}"
+    return str(value)

@@ -98,8 +98,11 @@ def span(low: float, high: float) -> str:
 
 
 def ratios(row: Mapping[str, Any], peers: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """How many times as many member-updates as each peer, at the same threads, widths and batch."""
-    same = ("agent", "threads", "hidden_dims", "batch")
+    """How many times as many member-updates as each peer, at the same threads, widths and batch.
+
+    A disturbed figure is never held against an undisturbed one.
+    """
+    same = ("agent", "threads", "hidden_dims", "batch", "contended")
     return {
         peer["implementation"]: row["member_updates_per_s"] / peer["member_updates_per_s"]
         for peer in peers
@@ -118,7 +121,7 @@ def _rates(result: Mapping[str, Any]) -> Sheet:
     for row in [*result["rows"], *result["peers"]]:
         own = row["implementation"] == "o2o_smooth"
         found = ratios(row, result["peers"]) if own else {}
-        share = row["share_of_limit"]
+        share, mark = row["share_of_limit"], "~" if row["contended"] else ""
         sheet.rows.append(
             [
                 _name(row),
@@ -126,11 +129,11 @@ def _rates(result: Mapping[str, Any]) -> Sheet:
                 row["precision"],
                 str(row["members"]),
                 str(row["threads"]),
-                number(row["updates_per_s"]) + ("~" if row["contended"] else ""),
+                number(row["updates_per_s"]) + mark,
                 span(row["lowest"], row["highest"]),
                 number(row["limit_updates_per_s"]),
                 "-" if share is None else f"{100 * share:.0f}%",
-                *(f"{found[peer]:.2f}" if peer in found else "" for peer in peers),
+                *(f"{found[peer]:.2f}{mark}" if peer in found else "" for peer in peers),
             ]
         )
     sheet.notes = _notes(result)
@@ -177,7 +180,10 @@ def _runs(runs: Sequence[Mapping[str, Any]]) -> Sheet:
     for run in runs:
         shares = [f"{100 * run['shares'][part]:.1f}" if run["seconds"][part] else "" for part in (*LOOP, "other")]
         steps = number(run["env_steps_per_s"]) if "env_steps_per_s" in run else ""
-        sheet.rows.append([run["phase"], str(run["members"]), *shares, number(run["updates_per_s"]), steps])
+        rate = number(run["updates_per_s"]) + ("~" if run["contended"] else "")
+        sheet.rows.append([run["phase"], str(run["members"]), *shares, rate, steps])
+    if any(run["contended"] for run in runs):
+        sheet.notes.append("~ other processes were running meanwhile")
     return sheet
 
 

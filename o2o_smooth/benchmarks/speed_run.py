@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from o2o_smooth.benchmarks.speed_own import agent_config
+from o2o_smooth.benchmarks.speed_slices import CpuWatch
 from o2o_smooth.envs import find_task, make_vector_env
 from o2o_smooth.errors import EnvError
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
@@ -179,16 +180,16 @@ def measure_run(
         folder: Where the runs are written; each half gets a folder in it.
 
     Returns:
-        Splits of pretraining and of fine-tuning, with `updates_per_s`, `env_steps_per_s` (of all members, whole loop)
-        and `env_steps_per_stepping_s` (of the environments alone).
+        Splits of pretraining and of fine-tuning, with `updates_per_s`, `contended` (others used the CPU), and of
+        fine-tuning `env_steps_per_s` (of all members, whole loop) and `env_steps_per_stepping_s` (environments alone).
     """
-    threads = torch.get_num_threads()
+    threads, watch = torch.get_num_threads(), CpuWatch()
     halves: list[dict[str, Any]] = []
     try:
         for part in ("offline", "online"):
             if part == "online" and online_steps is None:
                 per_step = settings.utd / halves[0]["updates_per_s"]
-                online_steps = settings.update_after + int(min(MOST_STEPS, max(50.0, RUN_S / per_step)))
+                online_steps = settings.update_after + int(min(MOST_STEPS, max(20.0, RUN_S / per_step)))
             half = replace(
                 settings,
                 out=str(folder / part),
@@ -198,9 +199,11 @@ def measure_run(
                 pretrained=str(folder / "offline") if part == "online" else None,
             )
             with part_clock() as clock:
-                begin = time.perf_counter()
+                before, begin = watch.others(), time.perf_counter()
                 run(half, Silent())
-                result = split(clock, time.perf_counter() - begin)
+                wall_s = time.perf_counter() - begin
+                result = split(clock, wall_s)
+                result["contended"] = watch.spoiled(before, watch.others(), wall_s) is not None
             updates = offline_updates
             if part == "online" and online_steps is not None:
                 result["env_steps"] = online_steps

@@ -152,10 +152,11 @@ def whole_run(
             agent=agent,
             dataset=dataset,
             seeds=tuple(range(seeds)),
-            offline_updates=0 if dataset is None else 20,
-            online_steps=100,
+            offline_updates=0 if dataset is None else 10,
+            online_steps=90,
+            log_every=10,
             smoothing=SmoothingConfig(
-                **({"schedule": "jump", "regime": "discard"} if dataset is None else {"ramp_steps": 60})
+                **({"schedule": "jump", "regime": "discard"} if dataset is None else {"ramp_steps": 80})
             ),
             evaluation=EvaluationConfig(eval_episodes=2, switch_episodes=2, eval_envs=2, offline_eval_every=0),
             out=str(Path(folder) / "run"),

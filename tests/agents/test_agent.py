@@ -272,23 +272,3 @@ def test_every_preset_builds(name: str) -> None:
     for domain in ("mujoco", "antmaze", "adroit", "pointmaze", "other"):
         assert isinstance(cls.config_class.preset(domain), AgentConfig)
     assert AGENTS["iql"].config_class.preset("antmaze").to_dict()["expectile"] == 0.9
-
-
-@pytest.mark.slow
-# torch's own inductor still uses torch.jit.script_method when it starts
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-@pytest.mark.parametrize(("name", "online"), [("iql", "sac"), ("cql", "sac"), ("td3_bc", "td3")])
-def test_compiled_and_eager_agree(name: str, online: str) -> None:
-    cls = AGENTS[name]
-    eager, compiled = (
-        cls(OBS, ACT, cls.config_class(hidden_dims=(8, 8)), online=online, seeds=(0, 1), compile=c)
-        for c in (False, True)
-    )
-    batch, other = three_rows(dtype=torch.float32), three_rows(dtype=torch.float32)
-    for step in range(12):
-        mix = Mix.uniform((0.0, 0.2, 0.6, 1.0)[step // 3], 2)
-        eager.update(batch, other, mix=mix)
-        compiled.update(batch, other, mix=mix)
-    a, b = _state(eager), _state(compiled)
-    for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-4, msg=key)

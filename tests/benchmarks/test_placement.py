@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from o2o_smooth.agents import IQLConfig
-from o2o_smooth.benchmarks.placement import ENV_STEP_S, SPEEDS, START_S, Speed, cores, place
+from o2o_smooth.benchmarks.placement import ENV_STEP_S, PREPARE_S, SPEEDS, START_S, Speed, cores, place
 from o2o_smooth.benchmarks.speed_limit import useful_flops
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
@@ -61,15 +61,24 @@ def test_runs_share_a_process_where_rounds_would_cost_more() -> None:
 
 def test_prediction_adds_up() -> None:
     configs = arms(1, utd=0.5)
-    flops = useful_flops(configs[0].hyper, obs_dim=17, action_dim=6, batch=256, members=2)
+    # In the ramp both objectives are computed.
+    flops = 2 * useful_flops(configs[0].hyper, obs_dim=17, action_dim=6, batch=256, members=2)
     points = len(configs[0].evaluation.online_steps(20_000))
-    environment = 2 * (20_000 + points * 200) * ENV_STEP_S  # Pendulum's episodes have 200 steps
+    environment = PREPARE_S + 2 * (20_000 + points * 200) * ENV_STEP_S  # Pendulum's episodes have 200 steps
     assert place(configs, how="stack", cpus=1, speed=FAST).seconds == pytest.approx(environment + 1e4 * flops / 1e11)
     two = place(configs, how="stack", cpus=2, speed=FAST).seconds
     assert two == pytest.approx(environment + 1e4 * flops / 2e11)
     crowded = Speed(0.0, 1e11, 1.0, neighbour=0.5)
     four = place(arms(4, utd=0.5), how="processes", cpus=2, speed=crowded).seconds
-    assert four == pytest.approx(2 * (START_S + environment + 1e4 * flops / 5e10), rel=0.1)
+    assert four == pytest.approx(START_S + 2 * (environment + 1e4 * flops / 5e10), rel=0.1)
+
+
+def test_a_run_beside_one_in_its_ramp_pays_for_both_objectives() -> None:
+    jumps = [dataclasses.replace(c, smoothing=SmoothingConfig("jump")) for c in arms(2)]
+    mixed = [jumps[0], arms(2)[1]]
+    pure, ramp = (place(runs, how="stack", cpus=1, speed=SLOW_THREADS).seconds for runs in (jumps, mixed))
+    environment = place(jumps, how="stack", cpus=1, speed=Speed(0.0, 1e30, 0.0, 1.0)).seconds
+    assert ramp - environment == pytest.approx(2 * (pure - environment))
 
 
 def test_a_stack_pretrains_a_seed_once() -> None:

@@ -106,9 +106,10 @@ def test_the_peak_is_that_of_the_faster_matmul() -> None:
 
 def test_a_peer_is_compared_with_equal_work_alone() -> None:
     def row(implementation: str, rate: float, **rest: Any) -> dict[str, Any]:
-        base = {"agent": "iql", "threads": 2, "hidden_dims": [256, 256], "batch": 256}
+        base = {"agent": "iql", "threads": 2, "hidden_dims": [256, 256], "batch": 256, "contended": False}
         return {**base, "implementation": implementation, "member_updates_per_s": rate, **rest}
 
+    assert ratios(row("o2o_smooth", 100.0), [row("d3rlpy", 5.0, contended=True)]) == {}
     peers = [row("d3rlpy", 50.0), row("d3rlpy", 9.0, agent="cql"), row("jax", 40.0, threads=1), row("jax", 200.0)]
     assert ratios(row("o2o_smooth", 100.0), peers) == {"d3rlpy": 2.0, "jax": 0.5}
 
@@ -134,7 +135,9 @@ def test_peers_are_timed_beside_ours(python: str | None, tmp_path: Path, monkeyp
     (found,) = result["peers"]
     assert (found["implementation"], found["agent"], found["members"]) == ("json", "iql", 1)
     own = next(r for r in result["rows"] if r["agent"] == "iql")
-    assert ratios(own, result["peers"])["json"] == pytest.approx(2 * own["updates_per_s"] / found["updates_per_s"])
+    assert ratios({**own, "contended": False}, [{**found, "contended": False}])["json"] == pytest.approx(
+        2 * own["updates_per_s"] / found["updates_per_s"]
+    )
     assert [(m["implementation"], m["agent"], m["reason"]) for m in result["missing"]] == [
         ("json", "cql", "ValueError: no cql here")
     ]
@@ -269,7 +272,7 @@ def test_a_report_says_what_was_dropped_and_what_is_missing() -> None:
     shown = " ".join(_shown(result).split())
     for text in (
         "300~",
-        "3.00",
+        "3.00~",
         "50%",
         "3 of 10 slices dropped",
         "no slice was undisturbed",

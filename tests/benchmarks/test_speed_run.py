@@ -133,7 +133,7 @@ def test_every_population_size_is_split(tmp_path: Path, monkeypatch: pytest.Monk
     found = split_runs(config, tmp_path, Silent())
     assert [(f["members"], f["phase"]) for f in found] == [(m, p) for m in (1, 2) for p in ("offline", "online")]
     assert all(f["agent"] == "td3_bc" for f in found)
-    assert found[1]["env_steps"] == 64 + 50  # the fewest
+    assert found[1]["env_steps"] == 64 + 20  # the fewest
 
 
 def test_the_default_task_is_one_that_can_be_made(tmp_path: Path) -> None:

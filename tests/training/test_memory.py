@@ -109,7 +109,7 @@ def test_data_that_are_mapped_from_disk_take_no_memory(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("agent", list(AGENTS))
 def test_more_of_anything_never_takes_less(agent: str) -> None:
-    base = config(agent, seeds=(0, 1), num_envs=2, batch_size=256, smoothing=SmoothingConfig("jump"))
+    base = config(agent, seeds=(0, 1), num_envs=2, compile="off", smoothing=SmoothingConfig("jump"))
     more = [
         dataclasses.replace(base, seeds=(0, 1, 2)),
         dataclasses.replace(base, num_envs=3),

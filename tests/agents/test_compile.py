@@ -1,0 +1,125 @@
+"""The compiled update against the eager one, and how often it is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from o2o_smooth.agents import AGENTS, Agent
+from o2o_smooth.data.batch import Batch, as_batch
+from o2o_smooth.smoothing.objective import Mix
+from tests.agents.helpers import ACT, OBS
+
+pytestmark = [
+    pytest.mark.slow,
+    # torch's own inductor still uses torch.jit.script_method when it starts
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def _graphs() -> int:
+    """Graphs that have been compiled since the test began."""
+    return int(counters["stats"]["unique_graphs"])
+
+
+def _agent(name: str, online: str | None, *, compile: bool, dtype: torch.dtype = torch.float32) -> Agent:
+    cls = AGENTS[name]
+    agent = cls(OBS, ACT, cls.config_class(hidden_dims=(16, 16)), online=online, seeds=(0, 1), compile=compile)
+    return agent.double() if dtype is torch.float64 else agent
+
+
+def _batch(seed: int, dtype: torch.dtype = torch.float32) -> Batch:
+    rng = np.random.default_rng(seed)
+    rows = {
+        "obs": rng.normal(size=(2, 32, 3)),
+        "action": rng.uniform(-1, 1, size=(2, 32, 2)),
+        "reward": rng.normal(size=(2, 32)),
+        "next_obs": rng.normal(size=(2, 32, 3)),
+        "terminated": rng.random((2, 32)) < 0.1,
+        "mc_return": rng.normal(size=(2, 32)),
+    }
+    return as_batch(rows, members=2, dtype=dtype)
+
+
+def _mix(step: int) -> Mix:
+    """Offline, a ramp on which the members are at different places, online."""
+    if step < 30:
+        return Mix.uniform(0.0, 2)
+    if step >= 70:
+        return Mix.uniform(1.0, 2)
+    w = (step - 29) / 42
+    return Mix({name: np.array([w, w / 2]) for name in ("actor", "critic", "value", "temperature")})
+
+
+@pytest.mark.parametrize(
+    ("name", "online", "dtype"),
+    [
+        ("iql", "sac", torch.float32),
+        ("iql", "sac", torch.float64),
+        ("cql", "sac", torch.float32),
+        ("td3_bc", "td3", torch.float32),
+    ],
+)
+def test_a_hundred_compiled_updates_are_those_of_the_eager_agent(name: str, online: str, dtype: torch.dtype) -> None:
+    eager, compiled = (_agent(name, online, compile=c, dtype=dtype) for c in (False, True))
+    loose = dtype is torch.float32
+    for step in range(100):
+        batch, other, mix = _batch(step, dtype), _batch(1000 + step, dtype), _mix(step)
+        losses = [dict(agent.update(batch, other, mix=mix)) for agent in (eager, compiled)]
+        assert losses[0].keys() == losses[1].keys()
+        for key, value in losses[0].items():
+            tolerance = (2e-3, 2e-3) if loose else (1e-9, 1e-9)
+            torch.testing.assert_close(losses[1][key], value, rtol=tolerance[0], atol=tolerance[1], msg=f"{key} {step}")
+    for a, b in zip(eager.networks.parameters(), compiled.networks.parameters(), strict=True):
+        tolerance = (1e-2, 1e-3) if loose else (1e-9, 1e-10)
+        torch.testing.assert_close(a, b, rtol=tolerance[0], atol=tolerance[1])
+    moved = _agent(name, online, compile=False, dtype=dtype)
+    assert not torch.allclose(next(moved.networks.critic.parameters()), next(compiled.networks.critic.parameters()))
+
+
+def test_nothing_is_compiled_again_when_a_weight_moves_a_phase_comes_back_or_members_differ() -> None:
+    agent = _agent("iql", "sac", compile=True)
+    batch, other = _batch(0), _batch(1)
+
+    def update(*weights: float) -> int:
+        w = np.array(weights)
+        agent.update(batch, other, mix=Mix(dict.fromkeys(("actor", "critic", "value", "temperature"), w)))
+        return _graphs()
+
+    offline = update(0.0, 0.0)
+    mixed = update(0.5, 0.5)
+    online = update(1.0, 1.0)
+    assert 0 < offline < mixed < online
+    for weights in ((0.1, 0.1), (0.7, 0.7), (0.2, 0.9), (0.0, 0.4), (0.4, 1.0), (0.0, 1.0)):
+        assert update(*weights) == online, weights
+    assert update(0.0, 0.0) == online
+    assert update(1.0, 1.0) == online
+    assert update(0.5, 0.1) == online
+
+
+def test_members_of_other_settings_share_the_graph() -> None:
+    cls = AGENTS["iql"]
+    overrides = [{"expectile": 0.6, "beta": 1.0}, {"expectile": 0.9, "beta": 5.0}]
+    agent = cls(OBS, ACT, cls.config_class(hidden_dims=(16, 16)), seeds=(0, 1), compile=True, overrides=overrides)
+    eager = cls(OBS, ACT, cls.config_class(hidden_dims=(16, 16)), seeds=(0, 1), overrides=overrides)
+    agent.update(_batch(0))
+    once = _graphs()
+    for step in range(1, 5):
+        agent.update(_batch(step))
+    for step in range(5):
+        eager.update(_batch(step))
+    assert _graphs() == once
+    for a, b in zip(eager.networks.parameters(), agent.networks.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
