@@ -19,9 +19,13 @@ MAY_KNOW = {
     "stability": {"stability", "errors", "files"},
     "envs": {"envs", "errors"},
     "data": {"data", "envs", "errors", "files"},
-    "agents": {"agents", "smoothing", "data.batch", "draws", "errors"},
-    "training": {"training", "agents", "data", "envs", "smoothing", "stability", "errors", "draws"},
-    "benchmarks": {"benchmarks", "training", "agents", "data", "envs", "smoothing", "stability", "errors"},
+    "kernels": {"kernels"},
+    "agents": {"agents", "smoothing", "kernels", "data.batch", "draws", "errors"},
+    "training": {"training", "agents", "data", "envs", "smoothing", "stability", "kernels", "errors", "draws", "files"},
+    "benchmarks": {
+        *("benchmarks", "training", "agents", "data", "envs", "smoothing", "stability", "kernels"),
+        *("errors", "files", "draws"),
+    },
 }
 
 

@@ -31,7 +31,7 @@ from o2o_smooth.agents.plan import Plan, Planner
 from o2o_smooth.agents.readings import Readings
 from o2o_smooth.agents.settings import Settings, settle
 from o2o_smooth.data.batch import Batch, as_batch
-from o2o_smooth.draws import Draws
+from o2o_smooth.draws import make_draws
 from o2o_smooth.errors import ConfigError, DataError, EnvError
 from o2o_smooth.smoothing.objective import (
     COMPONENTS,
@@ -39,7 +39,6 @@ from o2o_smooth.smoothing.objective import (
     Mix,
     Noise,
     Objective,
-    Term,
     blend,
     match_gradients,
     member_dots,
@@ -122,7 +121,7 @@ class Agent:
         self.online: Objective = (
             self.offline if self.online_choice == "same" else self._online_objective(self.online_choice)
         )
-        self.draws = Draws(self.seeds, self.device)
+        self.draws = make_draws(self.seeds, self.device)
         self.updates = 0
         self.acts = 0
         self.compile = compile
@@ -198,7 +197,7 @@ class Agent:
             raise ConfigError("double() must come before the first update")
         self.networks.double()
         self.settings.double()
-        self.draws = Draws(self.seeds, self.device, torch.float64)
+        self.draws = make_draws(self.seeds, self.device, torch.float64)
         self._ones = self._ones.double()
         return self
 
@@ -278,17 +277,21 @@ class Agent:
         source = self._as_batch(batch)
         target = source if online_batch is None or online_batch is batch else self._as_batch(online_batch)
         mix = mix or self._pure
-        plan, movement = self._planner(mix, updates=self.updates, one_batch=target is source)
-        with torch.no_grad():
-            source = self._encode(source)
-            target = source if plan.one_batch else self._encode(target)
+        plan, movement = self.plans(mix, updates=self.updates, one_batch=target is source)
+        source = self.encode(source)
+        target = source if plan.one_batch else self.encode(target)
         noise = self._noise(plan, source)
         weights = mix.tensors(source.reward)
         if self.precision != "fp32":
             self.networks.set_precision(self.precision)
         try:
             if plan.mode == "matched":
-                losses, info = self._matched_gradients(plan, source, target, noise, weights)
+                losses, info, gradients = self._matched_gradients(plan, source, target, noise, weights)
+                self.optimizer.zero_grad()
+                parameters = self.networks.component_parameters()
+                for name, own in gradients.items():
+                    for parameter, gradient in zip(parameters[name], own, strict=True):
+                        parameter.grad = gradient
             else:
                 losses, info = self._loss_function(plan)(source, target, noise, weights)
                 self.optimizer.zero_grad()
@@ -300,6 +303,32 @@ class Agent:
         self.updates += 1
         info.update({f"{name}/loss": loss.detach() for name, loss in losses.items()})
         return Readings(info)
+
+    def gradients(
+        self, plan: Plan, source: Batch, target: Batch, noise: Noise, weights: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+        """What an update computes before anything moves; it reads tensors alone, so a CUDA graph can capture it.
+
+        Args:
+            plan: From `plans`.
+            source: The offline objective's rows, from `encode`.
+            target: The online objective's rows, from `encode`.
+            noise: The draws that the plan needs; see `Planner.noise`.
+            weights: The online objective's weight of every mixed component, (M,).
+
+        Returns:
+            Metrics, detached, (M, ...) each, and per component with a loss the gradients of its parameters.
+        """
+        self.networks.set_precision(self.precision)
+        try:
+            if plan.mode == "matched":
+                losses, info, gradients = self._matched_gradients(plan, source, target, noise, weights)
+            else:
+                losses, info = self._loss_function(plan)(source, target, noise, weights)
+                gradients = self._gradients(list(losses.values()), list(losses), self.networks.component_parameters())
+        finally:
+            self.networks.set_precision("fp32")
+        return {**info, **{f"{name}/loss": loss.detach() for name, loss in losses.items()}}, gradients
 
     def gradient_report(
         self,
@@ -315,15 +344,15 @@ class Agent:
         source = self._as_batch(batch)
         target = source if online_batch is None else self._as_batch(online_batch)
         shared = [name for name in self.offline.components if name in self.online.components]
-        with torch.no_grad():
-            source = self._encode(source)
-            target = self._encode(target) if online_batch is not None else source
+        source = self.encode(source)
+        target = self.encode(target) if online_batch is not None else source
         want = frozenset(shared)
         kinds: tuple[tuple[str, Kind], ...] = tuple((name, "mixed") for name in COMPONENTS)
         noise = self._noise(Plan(kinds, want, want, "loss", one_batch=False), source)
         parameters = self.networks.component_parameters()
-        off = self._gradients(self.offline.terms(source, noise, want), shared, parameters)
-        on = self._gradients(self.online.terms(target, noise, want), shared, parameters)
+        offline, online = self.offline.terms(source, noise, want), self.online.terms(target, noise, want)
+        off = self._gradients([offline[name].loss for name in shared], shared, parameters)
+        on = self._gradients([online[name].loss for name in shared], shared, parameters)
         report = {}
         for name in shared:
             n_off, n_on = member_norms(off[name]), member_norms(on[name])
@@ -333,7 +362,8 @@ class Agent:
         return report
 
     @property
-    def _planner(self) -> Planner:
+    def plans(self) -> Planner:
+        """Plans of the steps of both objectives."""
         if self._plans.offline is not self.offline or self._plans.online is not self.online:
             self._plans = Planner(self.offline, self.online)  # somebody put in an objective of their own
         return self._plans
@@ -350,7 +380,9 @@ class Agent:
             raise DataError(f"the batch has {batch.obs.shape[0]} members, the agent {self.members}")
         return batch
 
-    def _encode(self, batch: Batch) -> Batch:
+    @torch.no_grad()
+    def encode(self, batch: Batch) -> Batch:
+        """Rows as the objectives see them: normalised observations, actions in [-1, 1]."""
         net = self.networks
         return batch._replace(
             obs=net.encode_obs(batch.obs),
@@ -360,7 +392,7 @@ class Agent:
 
     def _noise(self, plan: Plan, batch: Batch) -> Noise:
         rows = batch.action.shape[1:]
-        normal, uniform = self._planner.noise(plan)
+        normal, uniform = self.plans.noise(plan)
         noise = {name: self.draws.normal(name, self.updates, (n, *rows)) for name, n in normal.items()}
         noise.update({name: self.draws.uniform(name, self.updates, (n, *rows)) for name, n in uniform.items()})
         return noise
@@ -392,8 +424,8 @@ class Agent:
 
     def _matched_gradients(
         self, plan: Plan, source: Batch, target: Batch, noise: Noise, weights: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Put norm-matched gradients where both objectives carry weight, plain ones elsewhere."""
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, list[Tensor]]]:
+        """Losses, metrics, and gradients: norm-matched ones where both objectives carry weight, else plain ones."""
         kinds = dict(plan.kinds)
         offline = self.offline.terms(source, noise, plan.offline) if plan.offline else {}
         online = self.online.terms(target, noise, plan.online) if plan.online else {}
@@ -401,26 +433,22 @@ class Agent:
         parameters = self.networks.component_parameters()
         both = [name for name in losses if name in offline and name in online]
         alone = [name for name in losses if name not in both]
-        off = self._gradients(offline, both, parameters)
-        on = self._gradients(online, both, parameters)
-        rest = self._gradients({name: Term(losses[name], {}) for name in alone}, alone, parameters)
-        self.optimizer.zero_grad()
-        for name in losses:
-            gradients = match_gradients(off[name], on[name], weights[name]) if name in both else rest[name]
-            for parameter, gradient in zip(parameters[name], gradients, strict=True):
-                parameter.grad = gradient
-        return losses, _merge_info(offline, online)
+        off = self._gradients([offline[name].loss for name in both], both, parameters)
+        on = self._gradients([online[name].loss for name in both], both, parameters)
+        gradients = self._gradients([losses[name] for name in alone], alone, parameters)
+        gradients |= {name: match_gradients(off[name], on[name], weights[name]) for name in both}
+        return losses, _merge_info(offline, online), gradients
 
-    @staticmethod
     def _gradients(
-        terms: Mapping[str, Any], names: Sequence[str], parameters: Mapping[str, Sequence[Tensor]]
+        self, losses: Sequence[Tensor], names: Sequence[str], parameters: Mapping[str, Sequence[Tensor]]
     ) -> dict[str, list[Tensor]]:
+        """Gradients of the sum of losses (M,), of the named components' parameters."""
         if not names:
             return {}
-        total = torch.stack([terms[name].loss.sum() for name in names]).sum()
         flat = [p for name in names for p in parameters[name]]
-        gradients = iter(torch.autograd.grad(total, flat, allow_unused=True, materialize_grads=True))
-        return {name: [next(gradients) for _ in parameters[name]] for name in names}
+        ones = [self._ones] * len(losses)
+        found = iter(torch.autograd.grad(list(losses), flat, ones, allow_unused=True, materialize_grads=True))
+        return {name: [next(found) for _ in parameters[name]] for name in names}
 
     # Keeping
 

@@ -126,7 +126,8 @@ class DeviceAdam:
         on = mask.double()
         rate = self.constant(adam.learning_rates[name]) * on / (1 - BETA1**steps)
         root = (1 - BETA2**steps).sqrt()
-        first, second, parameters = adam.first[name], adam.second[name], list(adam.components[name])
+        first, second = adam.first[name], adam.second[name]
+        parameters: list[Tensor] = list(adam.components[name])
         torch._foreach_lerp_(first, list(gradients), [_like((1 - BETA1) * on, p) for p in parameters])
         squares = torch._foreach_mul(list(gradients), list(gradients))
         torch._foreach_lerp_(second, squares, [_like((1 - BETA2) * on, p) for p in parameters])

@@ -6,8 +6,7 @@ Sizes are those of HalfCheetah (17 observations, 6 actions, batch 256) unless to
 
 from __future__ import annotations
 
-import os
-import platform
+import math
 import subprocess
 import sys
 import tempfile
@@ -19,14 +18,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from o2o_smooth.benchmarks.speed_limit import MATMUL_SIZES, useful_flops
+from o2o_smooth.benchmarks.speed_machine import cores, machine
 from o2o_smooth.benchmarks.speed_own import agent_config
 from o2o_smooth.benchmarks.speed_slices import CpuWatch, Slices, SpeedError, Worker, build, interleave
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.files import written_whole
-from o2o_smooth.training.manifest import versions
 from o2o_smooth.training.progress import ProgressSink, Silent
 
 AgentName = Literal["iql", "cql", "td3_bc", "sac", "td3"]
@@ -64,7 +61,9 @@ class SpeedConfig:
     rows: int = 100_000
     """Rows in the replay buffer that batches are drawn from."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """How the update is compiled: as a run does by default, torch.compile, or not at all."""
+    """How the update is compiled: as a long run does by default, torch.compile, or not at all."""
+    compile_break_even: bool = False
+    """Time every configuration with and without torch.compile, and tell after how many updates compiling has paid."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
     rounds: int = 5
@@ -129,13 +128,6 @@ class SpeedConfig:
         return {"kind": "update", "agent": agent, "hidden_dims": list(hidden_dims), **settings, **rest}
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def configurations(config: SpeedConfig) -> list[dict[str, Any]]:
     """Every learner that a benchmark times, in order."""
     return [
@@ -145,13 +137,14 @@ def configurations(config: SpeedConfig) -> list[dict[str, Any]]:
             precision=precision,
             members=members,
             threads=threads,
-            compile=config.compile,
+            compile=compile_,
         )
         for threads in config.thread_counts
         for agent in dict.fromkeys(config.agents)
         for depth in dict.fromkeys(config.depth) or (DEPTH.get(agent, 2),)
         for precision in dict.fromkeys(config.precision)
         for members in dict.fromkeys(config.members)
+        for compile_ in (("off", "on") if config.compile_break_even else (config.compile,))
     ]
 
 
@@ -205,6 +198,29 @@ def measure(config: SpeedConfig, progress: ProgressSink | None = None) -> dict[s
         "absent_peers": sorted(set(PEERS) - {peer for peer, _ in peers}) if config.peers else [],
         "import_s": {str(threads): worker.import_s for threads, worker in workers.items()},
     }
+
+
+def break_even(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """After how many updates torch.compile has paid for each configuration timed with and without it.
+
+    Returns:
+        `agent, precision, members, threads, depth, width`, both rates, `costs_s` (what the first update takes longer)
+        and `updates`, None where compiling never pays.
+    """
+    same = ("agent", "precision", "members", "threads", "depth", "width")
+    found = []
+    for on in rows:
+        for off in rows:
+            if (on["compile"], off["compile"]) != ("on", "off") or any(on[key] != off[key] for key in same):
+                continue
+            saved_s = 1 / off["updates_per_s"] - 1 / on["updates_per_s"]
+            costs_s = max(0.0, on["first_update_s"] - off["first_update_s"])
+            pair = {"eager_updates_per_s": off["updates_per_s"], "compiled_updates_per_s": on["updates_per_s"]}
+            updates = math.ceil(costs_s / saved_s) if saved_s > 0 else None
+            contended = on["contended"] or off["contended"]
+            about = {key: on[key] for key in same}
+            found.append({**about, **pair, "costs_s": costs_s, "updates": updates, "contended": contended})
+    return found
 
 
 def label(configuration: Mapping[str, Any], implementation: str) -> str:
@@ -290,27 +306,6 @@ def installed_peers(python: str | None) -> list[str]:
     return answer.stdout.split()
 
 
-def machine() -> dict[str, Any]:
-    """What the figures belong to."""
-    model, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    flags: set[str] = set()
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                model = value.strip()
-            elif key.strip() == "flags":
-                flags = set(value.split())
-    return {
-        "cpu": model,
-        "cores": cores(),
-        "features": [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in flags],
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "versions": versions(),
-        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-    }
-
-
 def speed(config: SpeedConfig, command: str, progress: ProgressSink | None = None) -> dict[str, Any]:
     """The whole benchmark; see `measure`, `speed_run`, `speed_growth`.
 
@@ -338,7 +333,9 @@ def speed(config: SpeedConfig, command: str, progress: ProgressSink | None = Non
         result["online"] = _online(config, progress)
     else:
         result |= measure(config, progress)
-        if config.run and not config.quick:
+        if config.compile_break_even:
+            result["break_even"] = break_even(result["rows"])
+        elif config.run and not config.quick:
             from o2o_smooth.benchmarks.speed_run import split_runs
 
             with tempfile.TemporaryDirectory() as folder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,14 +11,15 @@ import numpy as np
 import torch
 
 from o2o_smooth.agents import AGENTS
-from o2o_smooth.agents.base import Agent
 from o2o_smooth.agents.config import AgentConfig
 from o2o_smooth.benchmarks.speed_worker import Advance
 from o2o_smooth.data.buffer import ReplayBuffer, pack
 from o2o_smooth.errors import ConfigError
+from o2o_smooth.training.compiling import decide
 from o2o_smooth.training.learner import Learner
 
 CHUNK_ROWS = 250_000
+LONG_RUN = 1_000_000  # updates; compiling has the time to pay, if it ever does
 
 
 def make(configuration: Mapping[str, Any]) -> Advance:
@@ -55,7 +55,7 @@ def make_learner(configuration: Mapping[str, Any]) -> Learner:
     """A learner over made-up rows.
 
     Raises:
-        ConfigError: A precision that the agents do not offer.
+        ConfigError: An unknown agent, or a precision that cannot be had.
     """
     name, device = str(configuration["agent"]), str(configuration["device"])
     obs_dim, action_dim = int(configuration["obs_dim"]), int(configuration["action_dim"])
@@ -67,27 +67,11 @@ def make_learner(configuration: Mapping[str, Any]) -> Learner:
         config,
         seeds=tuple(range(members)),
         device=device,
-        **agent_options(str(configuration["precision"]), str(configuration["compile"])),
+        precision=configuration["precision"],
+        compile=decide(configuration["compile"], torch.device(device), LONG_RUN),
     )
     rows = random_rows(int(configuration["rows"]), members, obs_dim, action_dim, device=device)
     return Learner(agent, batch_size=int(configuration["batch"]), offline_rows=rows)
-
-
-def agent_options(precision: str, compile_: str) -> dict[str, Any]:
-    """Keyword arguments of an agent for a precision (fp32 | bf16) and --compile (auto | on | off).
-
-    Raises:
-        ConfigError: This version's agents compute in fp32 alone.
-    """
-    parameters = inspect.signature(Agent.__init__).parameters
-    options: dict[str, Any] = {}
-    if "precision" in parameters:
-        options["precision"] = precision
-    elif precision != "fp32":
-        raise ConfigError(f"precision {precision} is not available: this version's agents compute in fp32 alone")
-    takes_words = isinstance(parameters["compile"].default, str)
-    options["compile"] = compile_ if takes_words else compile_ == "on"
-    return options
 
 
 def random_rows(rows: int, members: int, obs_dim: int, action_dim: int, *, device: str = "cpu") -> ReplayBuffer:
@@ -116,7 +100,7 @@ def _matmul(precision: str, size: int, device: str) -> Advance:
     """Square products of one size; an "update" is one product."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     generator = torch.Generator(device=device).manual_seed(0)
-    a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
+    a, b = (torch.empty(size, size, device=device).normal_(generator=generator).to(dtype) for _ in range(2))
     out = torch.empty(size, size, dtype=dtype, device=device)
 
     def advance(n: int) -> int:

@@ -53,7 +53,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     about = f"`{result['command']}`, {result['date']}: {machine['cpu']}, {machine['cores']} cores{features}{gpu}"
-    return "\n".join([f"{about}; {versions}.", "", *(sheet.markdown() for sheet in sheets(result))])
+    kernels = "" if machine["no_kernels"] is None else f" Without the native kernels: {machine['no_kernels']}."
+    return "\n".join([f"{about}; {versions}.{kernels}", "", *(sheet.markdown() for sheet in sheets(result))])
 
 
 def into_document(text: str, result: Mapping[str, Any], document: str) -> str:
@@ -74,6 +75,8 @@ def sheets(result: Mapping[str, Any]) -> list[Sheet]:
     found = []
     if "rows" in result:
         found.append(_rates(result))
+    if result.get("break_even"):
+        found.append(_break_even(result["break_even"]))
     if result.get("runs"):
         found.append(_runs(result["runs"]))
     found += [_curve(curve) for curve in result.get("growth", [])]
@@ -126,7 +129,7 @@ def _rates(result: Mapping[str, Any]) -> Sheet:
             [
                 _name(row),
                 f"{row['depth']}x{row['width']}",
-                row["precision"],
+                row["precision"] + (" compiled" if own and row["compile"] == "on" else ""),
                 str(row["members"]),
                 str(row["threads"]),
                 number(row["updates_per_s"]) + mark,
@@ -168,6 +171,26 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
         parts = [str(missing[k]) for k in ("implementation", "agent", "precision") if k in missing]
         reasons.setdefault(missing["reason"], []).append(" ".join(parts))
     return notes + [f"not timed: {', '.join(dict.fromkeys(names))}: {reason}" for reason, names in reasons.items()]
+
+
+def _break_even(pairs: Sequence[Mapping[str, Any]]) -> Sheet:
+    columns = ("agent", "net", "prec.", "mem.", "thr.", "eager/s", "compiled/s", "first, +s", "pays after")
+    sheet = Sheet("When torch.compile has paid, in updates", columns)
+    for pair in pairs:
+        sheet.rows.append(
+            [
+                pair["agent"],
+                f"{pair['depth']}x{pair['width']}",
+                pair["precision"],
+                str(pair["members"]),
+                str(pair["threads"]),
+                number(pair["eager_updates_per_s"]),
+                number(pair["compiled_updates_per_s"]),
+                number(pair["costs_s"]),
+                ("never" if pair["updates"] is None else f"{pair['updates']:,}") + ("~" if pair["contended"] else ""),
+            ]
+        )
+    return sheet
 
 
 def _runs(runs: Sequence[Mapping[str, Any]]) -> Sheet:

@@ -155,6 +155,7 @@ def whole_run(
             offline_updates=0 if dataset is None else 10,
             online_steps=90,
             log_every=10,
+            compile="off",
             smoothing=SmoothingConfig(
                 **({"schedule": "jump", "regime": "discard"} if dataset is None else {"ramp_steps": 80})
             ),

@@ -170,7 +170,7 @@ def test_matched_mode_gives_both_objectives_one_gradient_norm() -> None:
 def test_target_mode_regresses_on_the_blended_target() -> None:
     w = 0.3
     agent = make_agent("iql", "sac")
-    batch = agent._encode(three_rows())
+    batch = agent.encode(three_rows())
     noise = {"next": agent.draws.normal("next", 0, (1, 3, 2))}
     y = (1 - w) * agent.offline.critic_target(batch, noise) + w * agent.online.critic_target(batch, noise)
     q = agent.networks.q(batch.obs, batch.action)

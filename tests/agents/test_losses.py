@@ -35,7 +35,7 @@ CASES: list[tuple[str, str | None, str, dict[str, Any]]] = [
 def _case(name: str, online: str | None, side: str, settings: dict[str, Any]) -> tuple[Any, Objective, Any, Reference]:
     agent = make_agent(name, online, **settings)
     objective = agent.offline if side == "offline" else agent.online
-    batch = agent._encode(three_rows())
+    batch = agent.encode(three_rows())
     noise = {k: agent.draws.normal(k, 0, (n, 3, 2)) for k, n in objective.normal_noise.items()}
     noise |= {k: agent.draws.uniform(k, 0, (n, 3, 2)) for k, n in objective.uniform_noise.items()}
     ln = bool(settings.get("critic_layer_norm"))
@@ -91,7 +91,7 @@ def _difference(reference: Reference, objective: str, component: str, key: str, 
 @pytest.mark.parametrize("name", ["iql", "cql", "td3_bc", "sac", "td3"])
 def test_truncated_step_bootstraps_and_terminated_does_not(name: str) -> None:
     agent = make_agent(name, hidden_dims=(16, 16))  # wide enough that no input meets dead units only
-    batch = agent._encode(three_rows())
+    batch = agent.encode(three_rows())
     for objective in (agent.offline, agent.online):
         noise = {k: agent.draws.normal(k, 0, (n, 3, 2)) for k, n in objective.normal_noise.items()}
         target = objective.critic_target(batch, noise)

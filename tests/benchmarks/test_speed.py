@@ -16,16 +16,16 @@ from o2o_smooth.benchmarks import speed as benchmark
 from o2o_smooth.benchmarks import speed_growth
 from o2o_smooth.benchmarks.speed import (
     SpeedConfig,
+    break_even,
     configurations,
-    cores,
     installed_peers,
-    machine,
     measure,
     peak_gflops,
     speed,
     write_text,
 )
 from o2o_smooth.benchmarks.speed_growth import exponents
+from o2o_smooth.benchmarks.speed_machine import cores, machine
 from o2o_smooth.benchmarks.speed_picture import draw
 from o2o_smooth.benchmarks.speed_report import into_document, markdown, number, ratios, report
 from o2o_smooth.cli import main
@@ -102,6 +102,38 @@ def test_the_peak_is_that_of_the_faster_matmul() -> None:
         ("fp32", 2): pytest.approx(2 * 200**3 * 10 * 1e-9),
         ("bf16", 2): pytest.approx(2 * 100**3 * 70 * 1e-9),
     }
+
+
+def test_compiling_pays_when_its_start_is_earned_back() -> None:
+    def row(compile_: str, rate: float, first: float, **rest: Any) -> dict[str, Any]:
+        base = {"agent": "iql", "precision": "fp32", "members": 1, "threads": 2, "depth": 2, "width": 256}
+        return {**base, "compile": compile_, "updates_per_s": rate, "first_update_s": first, "contended": False, **rest}
+
+    rows = [
+        row("off", 100.0, 0.5),
+        row("on", 200.0, 10.5),
+        row("off", 9.0, 0.1, agent="cql"),
+        row("on", 8.0, 9.0, agent="cql"),
+    ]
+    iql, cql = break_even(rows)
+    assert (iql["agent"], iql["updates"], iql["costs_s"]) == ("iql", 2000, 10.0)  # 5 ms an update against 10 s
+    assert (cql["agent"], cql["updates"]) == ("cql", None)
+    shown = _shown(
+        {
+            "rows": [],
+            "peers": [],
+            "peaks": [],
+            "missing": [],
+            "absent_peers": [],
+            "import_s": {},
+            "slices": {"filter": False},
+            "break_even": [iql, cql],
+        }
+    )
+    assert "2,000" in shown
+    assert "never" in shown
+    both = configurations(SpeedConfig(agents=("iql",), precision=("fp32",), members=(1,), compile_break_even=True))
+    assert [c["compile"] for c in both] == ["off", "on"]
 
 
 def test_a_peer_is_compared_with_equal_work_alone() -> None:
@@ -258,6 +290,7 @@ def test_a_report_says_what_was_dropped_and_what_is_missing() -> None:
         "limit_updates_per_s": 600.0,
         "share_of_limit": 0.5,
         "contended": True,
+        "compile": "off",
         "first_update_s": 0.1,
     }
     result = {
