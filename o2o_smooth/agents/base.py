@@ -293,10 +293,12 @@ class Agent:
                     for parameter, gradient in zip(parameters[name], own, strict=True):
                         parameter.grad = gradient
             else:
+                self.networks.set_depositing(not self.compile)
                 losses, info = self._loss_function(plan)(source, target, noise, weights)
                 self.optimizer.zero_grad()
-                torch.autograd.backward(list(losses.values()), [self._ones] * len(losses))
+                torch.cat(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         finally:
+            self.networks.set_depositing(False)
             if self.precision != "fp32":
                 self.networks.set_precision("fp32")  # acting and evaluating are not worth a rounding
         self.optimizer.step(movement.components, moving=movement.targets, tau=self.settings.host("tau"))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from o2o_smooth.agents.heads import PerMember, gaussian, gaussian_log_prob, gaussian_sample
-from o2o_smooth.agents.stacked import kernels_take, make_ready, stacked_forward
+from o2o_smooth.agents.stacked import Deposit, kernels_take, make_ready, stacked_forward
 from o2o_smooth.kernels.cpu import MAX_LAYERS, StackedNet
 
 ACTION_LIMIT = 1.0 - 1e-5  # dataset actions are clipped to this before atanh
@@ -53,10 +53,12 @@ class MLP(nn.Module):
         self.parts = tuple(self.weights), tuple(self.biases), tuple(self.gains), tuple(self.shifts)
         self.native: StackedNet | None = None
         self.precision: Precision = "fp32"
+        self.deposit: Deposit | None = None
+        self.depositing = False
         make_ready()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "native": None}  # pointers into this process's memory
+        return {**self.__dict__, "native": None, "deposit": None}  # pointers into this process's memory
 
     @torch.no_grad()
     def initialise(self, member: int, generator: torch.Generator) -> None:
@@ -258,6 +260,12 @@ class Networks(nn.Module):
         for net in self.modules():
             if isinstance(net, MLP):
                 net.precision = precision
+
+    def set_depositing(self, depositing: bool) -> None:
+        """Whether gradients go straight into `.grad`; see `stacked.Deposit`."""
+        for net in (self.actor.net, self.critic, self.value):
+            if net is not None:
+                net.depositing = depositing
 
     def encode_obs(self, obs: Tensor) -> Tensor:
         """Observation units -> normalised."""

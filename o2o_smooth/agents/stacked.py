@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from o2o_smooth.kernels import half
-from o2o_smooth.kernels.cpu import StackedNet, Workspace, layer_sizes, saved_floats, unavailable
+from o2o_smooth.kernels.cpu import Gradients, StackedNet, Workspace, layer_sizes, saved_floats, unavailable
 
 if TYPE_CHECKING:
     from o2o_smooth.agents.networks import MLP
@@ -52,7 +52,13 @@ def stacked_forward(mlp: MLP, x: Tensor, *, frozen: bool, copies: int) -> Tensor
         return _bound(mlp).forward(x, copies)[0]
     if copies < mlp.copies and not frozen:
         raise ValueError("fewer copies than all have no gradients of the parameters here; use frozen=True")
-    parameters = [] if frozen else [p for part in mlp.parts for p in part]
+    if frozen:
+        parameters: list[Tensor] = []
+    elif mlp.depositing and function is _Stacked:
+        mlp.deposit = mlp.deposit or Deposit(mlp)
+        parameters = [mlp.deposit.anchor]
+    else:
+        parameters = [p for part in mlp.parts for p in part]
     result: Tensor = function.apply(x, mlp, copies, *parameters)
     return result
 
@@ -71,6 +77,7 @@ class _Stacked(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, mlp: MLP, copies: int, *parameters: Tensor) -> Tensor:
         out, saved = _bound(mlp).forward(x, copies)
         ctx.mlp, ctx.saved = mlp, saved
+        ctx.deposit = mlp.deposit if parameters and mlp.depositing else None
         ctx.save_for_backward(x)
         return out
 
@@ -79,9 +86,43 @@ class _Stacked(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         wants, mlp = ctx.needs_input_grad, ctx.mlp
         learns = any(wants[3:])
-        gradients, dx = _bound(mlp).backward(x, ctx.saved, grads[0], mlp.parts if learns else None, want_input=wants[0])
-        missing = [] if learns else [None] * (len(wants) - 3)
-        return (dx, None, None, *gradients, *missing)
+        net = _bound(mlp)
+        if ctx.deposit is not None:  # which has a single argument, its anchor
+            dx = ctx.deposit.backward(mlp, x, ctx.saved, grads[0], learns=learns, want_input=wants[0])
+            return dx, None, None, None
+        made = Gradients(mlp.parts) if learns else None
+        dx = net.backward(x, ctx.saved, grads[0], made, want_input=wants[0])
+        return (dx, None, None, *([None] * (len(wants) - 3) if made is None else made.tensors))
+
+
+class Deposit:
+    """Where a stack's gradients go while an update owns its parameters: straight into `.grad`, in memory that is kept.
+
+    Autograd's own way there (a fresh tensor per parameter and pass, handed on node by node) costs a small network as much
+    as half of its arithmetic. Only for updates that step the parameters themselves: `torch.autograd.grad` sees nothing.
+
+    Args:
+        mlp: Whose.
+    """
+
+    def __init__(self, mlp: MLP) -> None:
+        self.gradients = Gradients(mlp.parts)
+        self.anchor = torch.zeros((), requires_grad=True)  # keeps the graph connected
+
+    def backward(
+        self, mlp: MLP, x: Tensor, saved: Workspace, grad: Tensor, *, learns: bool, want_input: bool
+    ) -> Tensor | None:
+        """As `StackedNet.backward`; adds to `.grad` where the update has been here before."""
+        if not learns:
+            return _bound(mlp).backward(x, saved, grad, None, want_input=want_input)
+        again = mlp.parts[0][0].grad is not None
+        dx = _bound(mlp).backward(x, saved, grad, self.gradients, want_input=want_input, add=again)
+        if not again:
+            for parameter, gradient in zip(
+                (p for part in mlp.parts for p in part), self.gradients.tensors, strict=True
+            ):
+                parameter.grad = gradient
+        return dx
 
 
 class _StackedHalf(torch.autograd.Function):
@@ -149,10 +190,9 @@ def stack_backward(
     x: Tensor, saved: Tensor, grad: Tensor, flat: list[Tensor], layer_norm: bool, learns: bool, want_input: bool
 ) -> list[Tensor]:
     """Gradients of the parameters, if they learn, and then of the input, if it is wanted."""
-    parts = _parts(flat, layer_norm)
-    gradients, dx = _net(flat, layer_norm).backward(
-        x, Workspace(saved.numel(), saved), grad, parts if learns else None, want_input=want_input
-    )
+    made = Gradients(_parts(flat, layer_norm)) if learns else None
+    dx = _net(flat, layer_norm).backward(x, Workspace(saved.numel(), saved), grad, made, want_input=want_input)
+    gradients = [] if made is None else made.tensors
     return gradients if dx is None else [*gradients, dx]
 
 

@@ -255,6 +255,7 @@ typedef struct {
     int64_t parts;
     float *dx; /* (groups, rows, in), or none */
     int weights; /* whether the parameters' gradients are wanted */
+    int add;     /* to what their arrays hold */
 } Pass;
 
 /* Gradients of n rows from r0 on through all layers, from the output down; `from` is where their chunk begins, `part`
@@ -297,7 +298,7 @@ static void collect(const Pass *p, int64_t g, int64_t l, int64_t i0, int64_t cou
     const float *h = l == 0 ? p->x + (g / net->used) * p->member_stride + r0 * p->row_stride : p->s.h[l - 1] + at * in;
     int64_t stride = l == 0 ? p->row_stride : in;
     float *dw = p->dw[l] + (g * in + i0) * width;
-    int add = r0 > 0;
+    int add = p->add || r0 > 0;
     if (width == 1) {
         if (!add) memset(dw, 0, (size_t)count * sizeof(float));
         one_weights(d, h + i0, stride, dw, n, count);
@@ -308,12 +309,12 @@ static void collect(const Pass *p, int64_t g, int64_t l, int64_t i0, int64_t cou
 }
 
 /* Backward pass. grad (groups, rows, out) is the gradient of the output; dw, db, dgain and dshift (as the parameters)
- * are written unless dw is null; dx (groups, rows, in) unless null: the copies of a member are to be summed. */
+ * are written, or with `add` added to, unless dw is null; dx (groups, rows, in) unless null: the copies of a member are to be summed. */
 void o2o_backward(const Net *net, const float *x, int64_t row_stride, int64_t member_stride, int64_t rows,
                   float *saved, const float *grad, float *scratch, float **dw, float **db, float **dgain,
-                  float **dshift, float *dx, int threads) {
+                  float **dshift, float *dx, int add, int threads) {
     Pass p = {.net = net, .s = layout(net, saved, rows), .x = x, .grad = grad, .row_stride = row_stride,
-              .member_stride = member_stride, .rows = rows, .dx = dx, .weights = dw != 0};
+              .member_stride = member_stride, .rows = rows, .dx = dx, .weights = dw != 0, .add = add};
     int64_t groups = net->members * net->used, layers = net->layers;
     p.chunk = rows < CHUNK ? rows : CHUNK;
     if (threads < 1) threads = 1;
@@ -334,6 +335,7 @@ void o2o_backward(const Net *net, const float *x, int64_t row_stride, int64_t me
             p.dgain[l] = alone ? dgain[l] : scratch;
             p.dshift[l] = alone ? dshift[l] : scratch + sums;
             if (!alone) scratch += 2 * sums;
+            if (alone && add) continue;
             memset(p.dgain[l], 0, (size_t)sums * sizeof(float));
             memset(p.dshift[l], 0, (size_t)sums * sizeof(float));
         }
@@ -380,8 +382,8 @@ void o2o_backward(const Net *net, const float *x, int64_t row_stride, int64_t me
     for (int64_t l = 0; l < layers - 1; l++) {
         int64_t width = net->dims[l + 1];
         for (int64_t g = 0; g < groups; g++) {
-            column_sum(p.dgain[l] + g * p.parts * width, dgain[l] + g * width, p.parts, width, 0);
-            column_sum(p.dshift[l] + g * p.parts * width, dshift[l] + g * width, p.parts, width, 0);
+            column_sum(p.dgain[l] + g * p.parts * width, dgain[l] + g * width, p.parts, width, add);
+            column_sum(p.dshift[l] + g * p.parts * width, dshift[l] + g * width, p.parts, width, add);
         }
     }
 }

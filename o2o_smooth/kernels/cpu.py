@@ -72,7 +72,7 @@ def library() -> ctypes.CDLL:
     lib.o2o_saved.argtypes, lib.o2o_saved.restype = [pointer, i64], i64
     lib.o2o_scratch.argtypes, lib.o2o_scratch.restype = [pointer, i64], i64
     lib.o2o_forward.argtypes = [pointer, pointer, i64, i64, i64, pointer, pointer, integer]
-    lib.o2o_backward.argtypes = [pointer, pointer, i64, i64, i64, *[pointer] * 8, integer]
+    lib.o2o_backward.argtypes = [pointer, pointer, i64, i64, i64, *[pointer] * 8, integer, integer]
     f32 = ctypes.c_float
     lib.o2o_adam.argtypes = [pointer, i64, i64, f32, f32, f32, integer]
     lib.o2o_td_error.argtypes = [pointer, pointer, i64, i64, i64, pointer, pointer]
@@ -137,6 +137,22 @@ class Workspace:
             kept.append(self.tensor)
 
 
+_NOWHERE = (None,) * 4
+
+
+class Gradients:
+    """Memory for the gradients of a stack's parameters.
+
+    Args:
+        parameters: Weights, biases, gains and shifts.
+    """
+
+    def __init__(self, parameters: Sequence[Sequence[Tensor]]) -> None:
+        made = [[torch.empty_like(p, requires_grad=False) for p in group] for group in parameters]
+        self.tensors = [g for group in made for g in group]
+        self.pointers = tuple([_POINTERS(*[g.data_ptr() for g in group]) for group in made])
+
+
 class StackedNet:
     """The kernels' view of a stack of perceptrons.
 
@@ -198,30 +214,26 @@ class StackedNet:
         x: Tensor,
         saved: Workspace,
         grad: Tensor,
-        parameters: Sequence[Sequence[Tensor]] | None,
+        gradients: Gradients | None,
         want_input: bool,
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """Gradients of the parameters (in the order given; none where None) and of the input, (M, B, in).
+        *,
+        add: bool = False,
+    ) -> Tensor | None:
+        """Gradients of the parameters, and returned, of the input, (M, B, in).
 
         Args:
             x: The input of the forward pass.
             saved: What that pass left.
-            grad: Gradient of its output, (M, copies, B, out); of all copies where parameters are given.
-            parameters: Weights, biases, gains and shifts, as bound.
+            grad: Gradient of its output, (M, copies, B, out); of all copies where `gradients` are given.
+            gradients: Where those of the parameters go; None: they are not wanted.
             want_input: Whether the input's gradient is wanted.
+            add: Add to what `gradients` hold.
         """
         rows, copies = x.shape[1], grad.shape[1]
         scratch = Workspace(self._floats(rows, copies)[1])
         dx = None
         if want_input:
             dx = torch.empty((self.members, copies, rows, self.sizes[0]), dtype=torch.float32)
-        gradients: list[Tensor] = []
-        pointers: list[object] = [None] * 4
-        if parameters is not None:
-            for k, group in enumerate(parameters):
-                made = [torch.empty_like(p) for p in group]
-                gradients += made
-                pointers[k] = _POINTERS(*[g.data_ptr() for g in made])
         self.lib.o2o_backward(
             self.pointer,
             x.data_ptr(),
@@ -231,13 +243,14 @@ class StackedNet:
             saved.pointer,
             grad.contiguous().data_ptr(),
             scratch.pointer,
-            *pointers,
+            *(_NOWHERE if gradients is None else gradients.pointers),
             None if dx is None else dx.data_ptr(),
+            int(add),
             torch.get_num_threads(),
         )
         if dx is not None:
             dx = dx.squeeze(1) if copies == 1 else dx.sum(1)
-        return gradients, dx
+        return dx
 
 
 class AdamSlots:
