@@ -131,7 +131,7 @@ class Agent:
         self._compiled: dict[Plan, Callable[..., Any]] = {}
         self._optimizer: MemberAdam | None = None
         self._plans = Planner(self.offline, self.online)
-        self._pure = Mix.uniform(0.0, self.members)
+        self.pure = Mix.uniform(0.0, self.members)  # offline updates
         self._ones = torch.ones(self.members, dtype=self.dtype, device=self.device)
         self._mirror = Mirror(self)
 
@@ -276,7 +276,7 @@ class Agent:
             raise ConfigError("an online batch without a mix would be ignored; give mix=controller.mix()")
         source = self._as_batch(batch)
         target = source if online_batch is None or online_batch is batch else self._as_batch(online_batch)
-        mix = mix or self._pure
+        mix = mix or self.pure
         plan, movement = self.plans(mix, updates=self.updates, one_batch=target is source)
         source = self.encode(source)
         target = source if plan.one_batch else self.encode(target)
@@ -385,12 +385,8 @@ class Agent:
     @torch.no_grad()
     def encode(self, batch: Batch) -> Batch:
         """Rows as the objectives see them: normalised observations, actions in [-1, 1]."""
-        net = self.networks
-        return batch._replace(
-            obs=net.encode_obs(batch.obs),
-            next_obs=net.encode_obs(batch.next_obs),
-            action=net.encode_action(batch.action),
-        )
+        obs, next_obs, action = self.networks.encode(batch.obs, batch.next_obs, batch.action)
+        return batch._replace(obs=obs, next_obs=next_obs, action=action)
 
     def _noise(self, plan: Plan, batch: Batch) -> Noise:
         rows = batch.action.shape[1:]

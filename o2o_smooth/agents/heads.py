@@ -6,6 +6,7 @@ the native kernels give value and gradient in one call, since there a call costs
 
 from __future__ import annotations
 
+import ctypes
 import math
 from functools import lru_cache
 from typing import Any
@@ -22,6 +23,56 @@ MAX_ADVANTAGE_WEIGHT = 100.0
 _LOG_2 = math.log(2.0)
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 PerMember = float | Tensor  # one for all, or a tensor that broadcasts from the members' axis
+
+
+def encode_batch(
+    obs: Tensor, next_obs: Tensor, action: Tensor, scales: tuple[Tensor, Tensor, Tensor, Tensor], limit: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Raw rows as the losses see them: observations normalised, actions brought to [-limit, limit].
+
+    Args:
+        obs: (M, B, O).
+        next_obs: (M, B, O).
+        action: (M, B, A).
+        scales: Mean and deviation of observations, (O,) each; centre and half width of the action box, (A,) each.
+        limit: Bound of encoded actions.
+
+    Returns:
+        obs, next_obs, action; where the kernels make them, obs and action are views side by side (`join`).
+    """
+    mean, std, center, half = scales
+    if not _native(obs, next_obs, action) or any(x.stride(2) != 1 for x in (obs, next_obs, action)):
+        return (obs - mean) / std, (next_obs - mean) / std, ((action - center) / half).clamp(-limit, limit)
+    members, rows, obs_dim = obs.shape
+    dim = action.shape[2]
+    joined, following = obs.new_empty((members, rows, obs_dim + dim)), obs.new_empty((members, rows, obs_dim))
+    strides = [s for x in (obs, next_obs, action) for s in (x.stride(0), x.stride(1))]
+    library().o2o_encode(
+        obs.data_ptr(),
+        next_obs.data_ptr(),
+        action.data_ptr(),
+        (ctypes.c_int64 * 6)(*strides),
+        members,
+        rows,
+        obs_dim,
+        dim,
+        *[scale.data_ptr() for scale in scales],
+        limit,
+        joined.data_ptr(),
+        following.data_ptr(),
+    )
+    return joined[..., :obs_dim], following, joined[..., obs_dim:]
+
+
+def join(obs: Tensor, action: Tensor) -> Tensor:
+    """Observations and actions side by side, (M, B, O + A); where they lie so already, without a copy."""
+    if _native(obs, action) and not (obs.requires_grad or action.requires_grad):
+        width = obs.shape[2] + action.shape[2]
+        strides = (obs.shape[1] * width, width, 1)
+        together = action.data_ptr() == obs.data_ptr() + 4 * obs.shape[2]
+        if together and obs.stride() == strides and action.stride() == strides:
+            return obs.as_strided((*obs.shape[:2], width), strides)
+    return torch.cat([obs, action], -1)
 
 
 def td_error(q: Tensor, target: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from o2o_smooth.agents.heads import PerMember, gaussian, gaussian_log_prob, gaussian_sample
+from o2o_smooth.agents.heads import PerMember, encode_batch, gaussian, gaussian_log_prob, gaussian_sample, join
 from o2o_smooth.agents.stacked import Deposit, kernels_take, make_ready, stacked_forward
 from o2o_smooth.kernels.cpu import MAX_LAYERS, StackedNet
 
@@ -267,6 +267,11 @@ class Networks(nn.Module):
             if net is not None:
                 net.depositing = depositing
 
+    def encode(self, obs: Tensor, next_obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A batch's raw rows as the losses see them: `encode_obs` of both, `encode_action`."""
+        scales = (self.obs_mean, self.obs_std, self.action_center, self.action_half)
+        return encode_batch(obs, next_obs, action, scales, ACTION_LIMIT)
+
     def encode_obs(self, obs: Tensor) -> Tensor:
         """Observation units -> normalised."""
         return (obs - self.obs_mean) / self.obs_std
@@ -281,12 +286,12 @@ class Networks(nn.Module):
 
     def q(self, obs: Tensor, action: Tensor, *, frozen: bool = False, first: bool = False) -> Tensor:
         """All critics, or the `first` alone: (M, B, O), (M, B, A) -> (M, E, B)."""
-        out: Tensor = self.critic(torch.cat([obs, action], -1), frozen=frozen, copies=1 if first else None)
+        out: Tensor = self.critic(join(obs, action), frozen=frozen, copies=1 if first else None)
         return out.squeeze(-1)
 
     def target_q(self, obs: Tensor, action: Tensor) -> Tensor:
         """All target critics: (M, E, B)."""
-        out: Tensor = self.target_critic(torch.cat([obs, action], -1))
+        out: Tensor = self.target_critic(join(obs, action))
         return out.squeeze(-1)
 
     def v(self, obs: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ ordinary case), torch's fused Adam. On a GPU nothing of it waits for the host (`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -93,6 +94,10 @@ class MemberAdam:
             mask = active.get(name)
             if mask is None:
                 scale[0], scale[1] = -1.0, 1.0
+            elif len(mask) == 1:  # plain numbers: numpy's calls would be a noticeable part of a small step
+                step = self.steps[name].item() + 1
+                scale[0] = self.learning_rates[name].item() / (1 - BETA1**step) if mask.item() else -1.0
+                scale[1] = math.sqrt(1 - BETA2**step)
             else:
                 steps = self.steps[name] + 1
                 np.copyto(scale[0], np.where(mask, self.learning_rates[name] / (1 - BETA1**steps), -1.0))

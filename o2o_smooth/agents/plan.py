@@ -35,11 +35,14 @@ class Planner:
     Args:
         offline: The offline objective.
         online: The online objective.
+
+    Attributes:
+        period: Updates after which the rhythm of actor and targets begins anew.
     """
 
     def __init__(self, offline: Objective, online: Objective) -> None:
         self.offline, self.online = offline, online
-        self._period = offline.delay * online.delay
+        self.period = offline.delay * online.delay
         self._plans: dict[object, tuple[Plan, Movement]] = {}
         self._noise: dict[Plan, tuple[dict[str, int], dict[str, int]]] = {}
 
@@ -53,7 +56,7 @@ class Planner:
         ends: tuple[bytes, ...] = ()
         if any(kind == "mixed" for _, kind in kinds) and len(mix.weights["actor"]) > 1:
             ends = tuple([((w > 0) + 2 * (w < 1)).tobytes() for w in mix.weights.values()])
-        key = (kinds, ends, mix.mode, one_batch, (updates + 1) % self._period)
+        key = (kinds, ends, mix.mode, one_batch, (updates + 1) % self.period)
         found = self._plans.get(key)
         if found is None:
             found = self._plans[key] = self._make(mix, updates, one_batch)

@@ -75,6 +75,7 @@ def library() -> ctypes.CDLL:
     lib.o2o_backward.argtypes = [pointer, pointer, i64, i64, i64, *[pointer] * 8, integer, integer]
     f32 = ctypes.c_float
     lib.o2o_adam.argtypes = [pointer, i64, i64, f32, f32, f32, integer]
+    lib.o2o_encode.argtypes = [*[pointer] * 4, i64, i64, i64, i64, *[pointer] * 4, f32, pointer, pointer]
     lib.o2o_td_error.argtypes = [pointer, pointer, i64, i64, i64, pointer, pointer]
     lib.o2o_expectile.argtypes = [pointer, pointer, pointer, i64, i64, pointer, pointer]
     lib.o2o_advantage_weighted.argtypes = [pointer, pointer, pointer, i64, i64, pointer, pointer]
@@ -90,7 +91,7 @@ def library() -> ctypes.CDLL:
     lib.o2o_half_norm_back.argtypes = [*[pointer] * 6, *[i64] * 5]
     lib.o2o_half_column_sums.argtypes = [pointer, pointer, i64, i64, i64]
     half = ("bias_relu", "norm_relu", "last", "last_back", "last_weights", "relu_back", "norm_back", "column_sums")
-    losses = ("td_error", "expectile", "advantage_weighted", "log_prob", "sample", "sample_back")
+    losses = ("encode", "td_error", "expectile", "advantage_weighted", "log_prob", "sample", "sample_back")
     for name in ("forward", "backward", "adam", *losses, *[f"half_{name}" for name in half]):
         getattr(lib, f"o2o_{name}").restype = None
     lib.o2o_init(sgemm, None if threads is None else ctypes.cast(threads, pointer))

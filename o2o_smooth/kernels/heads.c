@@ -74,6 +74,25 @@ static inline float tanh_(float u) {
     return copysignf(a < 0.625f ? near : far, u);
 }
 
+/* A batch as the losses see it: (x - mean) / std of both observations, actions from their box to +-limit. Rows of the
+ * inputs may lie apart; `joined` (M, B, O + A) takes observations and actions side by side, `following` (M, B, O). */
+void o2o_encode(const float *obs, const float *next_obs, const float *action, const int64_t *strides, int64_t members,
+                int64_t rows, int64_t obs_dim, int64_t dim, const float *mean, const float *std, const float *center,
+                const float *half, float limit, float *joined, float *following) {
+    for (int64_t i = 0; i < members * rows; i++) {
+        int64_t m = i / rows, r = i % rows;
+        const float *restrict x = obs + m * strides[0] + r * strides[1];
+        const float *restrict y = next_obs + m * strides[2] + r * strides[3];
+        const float *restrict a = action + m * strides[4] + r * strides[5];
+        float *restrict to = joined + i * (obs_dim + dim), *restrict next = following + i * obs_dim;
+        for (int64_t j = 0; j < obs_dim; j++) {
+            to[j] = (x[j] - mean[j]) / std[j];
+            next[j] = (y[j] - mean[j]) / std[j];
+        }
+        for (int64_t j = 0; j < dim; j++) to[obs_dim + j] = clamp_((a[j] - center[j]) / half[j], -limit, limit);
+    }
+}
+
 /* loss (M,) = sum over critics of mean over rows of (q - target)^2, q (M, E, B), target (M, B); dq is the gradient. */
 void o2o_td_error(const float *q, const float *target, int64_t members, int64_t critics, int64_t rows, float *loss,
                   float *dq) {

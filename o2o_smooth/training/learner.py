@@ -6,6 +6,9 @@ lies in the buffers alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 from o2o_smooth.agents import Agent
 from o2o_smooth.agents.base import GradientReport, Metrics
 from o2o_smooth.data.batch import Batch
@@ -13,6 +16,8 @@ from o2o_smooth.data.buffer import ReplayBuffer, concatenate
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.smoothing.objective import COMPONENTS, Mix
 from o2o_smooth.training.config import Regime
+
+Source = Literal["offline", "online", "both"]  # whose rows an update sees
 
 
 class Learner:
@@ -46,13 +51,38 @@ class Learner:
     def online_update(self, mix: Mix) -> Metrics:
         """One update after the switch; draws only the rows that some live objective sees."""
         self.mix = mix
-        kinds = {mix.kind(name) for name in COMPONENTS}
-        if kinds == {"offline"} and self.regime == "retain":
+        source = self.source(mix)
+        if source == "offline":
             return self.agent.update(self._offline_batch(), mix=mix)
         target = self._online_batch(mix)
-        if kinds == {"online"} or self.regime != "retain":
+        if source == "online":
             return self.agent.update(target, mix=mix)
         return self.agent.update(self._offline_batch(), target, mix=mix)
+
+    def offline_updates(self, count: int) -> Metrics:
+        """Several updates before the switch, at least one; the metrics are the last one's."""
+        info = self.offline_update()
+        for _ in range(count - 1):
+            info = self.offline_update()
+        return info
+
+    def online_updates(self, mixes: Sequence[Mix]) -> Metrics:
+        """Several updates after the switch, at least one, on the rows there are; the metrics are the last one's."""
+        info = self.online_update(mixes[0])
+        for mix in mixes[1:]:
+            info = self.online_update(mix)
+        return info
+
+    def source(self, mix: Mix) -> Source:
+        """Whose rows an update after the switch sees: the two objectives' own ones, or one batch for both."""
+        kinds = {mix.kind(name) for name in COMPONENTS}
+        if self.regime != "retain" or kinds == {"online"}:
+            return "online"
+        return "offline" if kinds == {"offline"} else "both"
+
+    def share(self, mix: Mix) -> int:
+        """Offline rows in the batch that the online objective sees."""
+        return round(mix.offline_fraction * self.batch_size)
 
     def gradients(self, mix: Mix) -> dict[str, GradientReport]:
         """Both objectives' gradients on the rows the next update would see; nothing is stepped."""
@@ -60,6 +90,12 @@ class Learner:
         if self.regime == "retain":
             return self.agent.gradient_report(self._offline_batch(), target)
         return self.agent.gradient_report(target)
+
+    @property
+    def share_name(self) -> str:
+        """What the draw of those rows is called."""
+        # Under mixed both objectives share one batch; under retain the online objective's share is drawn apart.
+        return "offline_rows" if self.regime == "mixed" else "offline_share"
 
     def _offline_batch(self, name: str = "offline_rows", rows: int | None = None) -> Batch:
         if self.offline_rows is None:
@@ -70,13 +106,11 @@ class Learner:
     def _online_batch(self, mix: Mix) -> Batch:
         if self.online_rows is None:
             raise ConfigError("this step needs online rows, and none are collected")
-        offline = round(mix.offline_fraction * self.batch_size)
+        offline = self.share(mix)
         index = self.agent.draws.integers("online_rows", self.agent.updates, self.batch_size, len(self.online_rows))
         if offline == 0:
             return self.online_rows.gather(index)
-        # Under mixed both objectives share one batch; under retain the online objective's share is drawn apart.
-        name = "offline_rows" if self.regime == "mixed" else "offline_share"
-        rows = self._offline_batch(name, offline)
+        rows = self._offline_batch(self.share_name, offline)
         if offline == self.batch_size:
             return rows
         return concatenate(rows, self.online_rows.gather(index[:, offline:]))

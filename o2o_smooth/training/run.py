@@ -35,7 +35,7 @@ from o2o_smooth.training.seeding import Stream, env_seeds
 __all__ = ["Diverged", "Run", "default_threads", "run"]
 
 ONLINE_EVALUATIONS = 1_000_000_000  # evaluation index of the switch; offline evaluations count updates from 0
-SHARED_FLOPS = 5e7  # a matmul below this takes half a millisecond; two threads lose more than that by waiting
+SHARED_FLOPS = 1.5e7  # of a layer; below it two threads gain less than a third, and lose all of it where others compute
 
 
 def run(config: RunConfig[Any], progress: ProgressSink | None = None, *, name: str | None = None) -> Path:

@@ -207,6 +207,24 @@ def test_heads_have_the_values_and_gradients_of_plain_torch_in_float64(name: str
 
 
 @needs_kernels
+def test_a_batch_is_encoded_as_in_plain_torch_and_lies_side_by_side() -> None:
+    g = torch.Generator().manual_seed(0)
+    packed = torch.empty(2, 40, 3 + 3 + 2 + 4).normal_(generator=g)
+    obs, next_obs, action, _ = torch.split(packed, [3, 3, 2, 4], -1)
+    scales = tuple(torch.empty(n).uniform_(0.5, 2.0, generator=g) for n in (3, 3, 2, 2))
+    ours = heads.encode_batch(obs, next_obs, action, scales, 0.9)  # type: ignore[arg-type]
+    with plain():
+        theirs = heads.encode_batch(obs, next_obs, action, scales, 0.9)  # type: ignore[arg-type]
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    joined = heads.join(ours[0], ours[2])
+    assert joined.data_ptr() == ours[0].data_ptr()
+    torch.testing.assert_close(joined, torch.cat([theirs[0], theirs[2]], -1), rtol=1e-6, atol=1e-7)
+    for first, second in ((ours[0], action), (obs, action), (ours[1], ours[2]), (ours[0], ours[2].requires_grad_())):
+        torch.testing.assert_close(heads.join(first, second), torch.cat([first, second], -1), rtol=0, atol=0)
+
+
+@needs_kernels
 def test_adam_and_targets_are_those_of_plain_torch() -> None:
     """Members that step at different times, at rates of their own, with targets that follow some of them."""
     rng = np.random.default_rng(0)
