@@ -89,7 +89,7 @@ class CounterDraws(Draws):
     def __init__(
         self, seeds: Sequence[int], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
-        super().__init__(seeds, device, dtype)
+        self.seeds, self.device, self.dtype = tuple(int(s) for s in seeds), torch.device(device), dtype
         self._keys: dict[str, Tensor] = {}
         self._places: dict[int, Tensor] = {}
 

@@ -85,7 +85,7 @@ class DeviceAdam:
         """
         for name, own in gradients.items():
             if name in together:
-                self._together(name, [g.contiguous() for g in own])
+                self._together(name, own)
             else:
                 self._apart(name, own, masks[name])
         if following == "none":
@@ -101,9 +101,14 @@ class DeviceAdam:
             rate = rate if moving is None else rate * moving
             torch._foreach_lerp_(targets, online, [_like(rate, target) for target in targets])
 
-    def _together(self, name: str, gradients: list[Tensor]) -> None:
+    def _together(self, name: str, own: Sequence[Tensor]) -> None:
         adam, steps = self.adam, self._steps[name]
         steps.add_(1.0)
+        # The fused kernel wants gradients to lie exactly as the parameters do.
+        gradients = [
+            g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
+            for g, p in zip(own, adam.components[name], strict=True)
+        ]
         torch._fused_adam_(
             list(adam.components[name]),
             gradients,

@@ -41,7 +41,7 @@ def encode_batch(
         obs, next_obs, action; where the kernels make them, obs and action are views side by side (`join`).
     """
     mean, std, center, half = scales
-    if not _native(obs, next_obs, action) or any(x.stride(2) != 1 for x in (obs, next_obs, action)):
+    if not _native(obs, next_obs, action, *scales) or any(x.stride(2) != 1 for x in (obs, next_obs, action)):
         return (obs - mean) / std, (next_obs - mean) / std, ((action - center) / half).clamp(-limit, limit)
     members, rows, obs_dim = obs.shape
     dim = action.shape[2]
@@ -230,6 +230,7 @@ class _LogProb(torch.autograd.Function):
             *action.shape,
             log_prob.data_ptr(),
             gradient.data_ptr(),
+            torch.get_num_threads(),
         )
         ctx.save_for_backward(gradient)
         return log_prob
@@ -245,7 +246,14 @@ class _Sample(torch.autograd.Function):
     def forward(ctx: Any, out: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         out, noise = out.contiguous(), noise.contiguous()
         action, log_prob = torch.empty_like(noise), noise.new_empty(noise.shape[:-1])
-        library().o2o_sample(out.data_ptr(), noise.data_ptr(), *noise.shape, action.data_ptr(), log_prob.data_ptr())
+        library().o2o_sample(
+            out.data_ptr(),
+            noise.data_ptr(),
+            *noise.shape,
+            action.data_ptr(),
+            log_prob.data_ptr(),
+            torch.get_num_threads(),
+        )
         ctx.save_for_backward(out, noise, action)
         return action, log_prob
 
@@ -261,5 +269,6 @@ class _Sample(torch.autograd.Function):
             dl.data_ptr(),
             *noise.shape,
             gradient.data_ptr(),
+            torch.get_num_threads(),
         )
         return gradient, None

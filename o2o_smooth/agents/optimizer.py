@@ -78,11 +78,14 @@ class MemberAdam:
         """
         if self.on_device.device.type != "cpu":
             self._step_device(active, moving, tau)
-        elif self._native():
+            self.on_device.count(active)
+            return
+        if self._native():
             self._step_native(active, moving, tau)
         else:
             self._step_plain(active, moving, tau)
-        self.on_device.count(active)
+        for name, mask in active.items():
+            self.steps[name] = self.steps[name] + mask
 
     def _native(self) -> bool:
         p = self._parameters[0]

@@ -27,7 +27,7 @@ from o2o_smooth.errors import ConfigError, EnvError
 from o2o_smooth.smoothing import SmoothingController
 from o2o_smooth.smoothing.objective import Mix
 from o2o_smooth.training.finetune import OnlineSettings, Overlap, finetune, overlaps
-from o2o_smooth.training.learner import Learner
+from o2o_smooth.training.graphed import GraphedLearner
 
 UPDATE_AFTER = 64
 CAPACITY = 100_000
@@ -134,7 +134,7 @@ def online_load(
     }
 
 
-class TimedLearner(Learner):
+class TimedLearner(GraphedLearner):
     """A learner that knows how long it has been at work."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -146,18 +146,18 @@ class TimedLearner(Learner):
         self._seconds = 0.0
         self._events: list[tuple[Any, Any]] = []
 
-    def online_update(self, mix: Mix) -> Metrics:
+    def online_updates(self, mixes: Sequence[Mix]) -> Metrics:
         """See `Learner`."""
         if self.agent.device.type == "cuda":
             event: Any = torch.cuda.Event
             begin, end = event(enable_timing=True), event(enable_timing=True)
             begin.record()
-            info = super().online_update(mix)
+            info = super().online_updates(mixes)
             end.record()
             self._events.append((begin, end))
             return info
         begin_s = time.perf_counter()
-        info = super().online_update(mix)
+        info = super().online_updates(mixes)
         self._seconds += time.perf_counter() - begin_s
         return info
 

@@ -16,7 +16,7 @@ from o2o_smooth.benchmarks.speed_worker import Advance
 from o2o_smooth.data.buffer import ReplayBuffer, pack
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.training.compiling import decide
-from o2o_smooth.training.learner import Learner
+from o2o_smooth.training.graphed import GraphedLearner
 
 CHUNK_ROWS = 250_000
 LONG_RUN = 1_000_000  # updates; compiling has the time to pay, if it ever does
@@ -31,8 +31,7 @@ def make(configuration: Mapping[str, Any]) -> Advance:
     device = torch.device(str(configuration["device"]))
 
     def advance(n: int) -> int:
-        for _ in range(n):
-            learner.offline_update()
+        learner.offline_updates(n)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return n
@@ -51,8 +50,8 @@ def agent_config(name: str, hidden_dims: tuple[int, ...]) -> AgentConfig:
     return dataclasses.replace(AGENTS[name].config_class(), hidden_dims=hidden_dims)
 
 
-def make_learner(configuration: Mapping[str, Any]) -> Learner:
-    """A learner over made-up rows.
+def make_learner(configuration: Mapping[str, Any]) -> GraphedLearner:
+    """A learner over made-up rows, on CUDA with graphs.
 
     Raises:
         ConfigError: An unknown agent, or a precision that cannot be had.
@@ -71,7 +70,7 @@ def make_learner(configuration: Mapping[str, Any]) -> Learner:
         compile=decide(configuration["compile"], torch.device(device), LONG_RUN),
     )
     rows = random_rows(int(configuration["rows"]), members, obs_dim, action_dim, device=device)
-    return Learner(agent, batch_size=int(configuration["batch"]), offline_rows=rows)
+    return GraphedLearner(agent, batch_size=int(configuration["batch"]), offline_rows=rows)
 
 
 def random_rows(rows: int, members: int, obs_dim: int, action_dim: int, *, device: str = "cpu") -> ReplayBuffer:

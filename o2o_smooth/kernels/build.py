@@ -23,7 +23,7 @@ import torch
 
 SWITCH = "O2O_SMOOTH_KERNELS"  # 0 leaves the kernels out
 CACHE = "O2O_SMOOTH_CACHE"
-SOURCES = ("cpu", "heads", "half")
+SOURCES = ("pool", "cpu", "heads", "half")
 FLAGS = (
     *("-O3", "-march=native", "-std=c11", "-fPIC", "-fopenmp"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
@@ -125,7 +125,7 @@ def _build(cc: str, source: str, path: Path) -> None:
         # Linked without -fopenmp: the linker would name a runtime of its own beside torch's.
         steps = [
             [cc, *FLAGS, "-c", str(code), "-o", f"{code}.o"],
-            [cc, "-shared", f"{code}.o", "-o", str(built), "-lm"],
+            [cc, "-shared", f"{code}.o", "-o", str(built), "-lm", "-lpthread"],
         ]
         for step in steps:
             done = subprocess.run(step, capture_output=True, text=True, check=False)

@@ -3,7 +3,7 @@
  * Matrix products are the BLAS that torch brings along (its sgemm is handed over by pointer); this file does what lies
  * between them, while the rows are still in the cache, and shares the work among threads in large pieces: a thread
  * takes a block of rows through all layers, or a whole network, so that threads meet once or twice a pass instead of
- * once or twice an operation. Threads are those of the OpenMP runtime that torch has loaded.
+ * once or twice an operation (pool.c).
  *
  * Layouts are row-major and those of networks.py: weights (groups, in, out), activations (groups, rows, features), where
  * a group is one copy (critic) of one member. Every output element is written by one task in a fixed order, so results
@@ -12,7 +12,6 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#include <omp.h>
 
 #define MAX_LAYERS 16
 #define BLOCK 128   /* rows that one thread takes through all layers: with 256 features they fit a second-level cache */
@@ -22,10 +21,8 @@
 
 typedef void (*sgemm_t)(const char *, const char *, const int *, const int *, const int *, const float *, const float *,
                         const int *, const float *, const int *, const float *, float *, const int *);
-typedef int (*threads_t)(int);
 
 static sgemm_t sgemm_;
-static threads_t set_threads; /* of the BLAS, for the calling thread; may be absent */
 
 typedef struct {
     int64_t members, copies, layers, layer_norm;
@@ -175,25 +172,29 @@ static void forward_block(const Net *net, const Saved *s, int64_t g, int64_t r0,
                width);
 }
 
+typedef struct {
+    const Net *net;
+    Saved s;
+    const float *x;
+    float *out;
+    int64_t row_stride, member_stride, rows, block, blocks;
+} Forward;
+
+static void forward_task(void *argument, int64_t t) {
+    const Forward *f = argument;
+    int64_t r0 = (t % f->blocks) * f->block, n = f->rows - r0 < f->block ? f->rows - r0 : f->block;
+    forward_block(f->net, &f->s, t / f->blocks, r0, n, f->rows, f->x, f->row_stride, f->member_stride, f->out);
+}
+
 /* out (groups, rows, out) from x (members, rows, in); rows of x may lie apart. Fills `saved`. */
 void o2o_forward(const Net *net, const float *x, int64_t row_stride, int64_t member_stride, int64_t rows, float *saved,
                  float *out, int threads) {
-    Saved s = layout(net, saved, rows);
     int64_t groups = net->members * net->used, block = BLOCK;
     /* Fewer blocks than threads would leave some idle. */
     while (threads > 1 && block > MIN_BLOCK && groups * ((rows + block - 1) / block) < threads) block /= 2;
-    int64_t blocks = (rows + block - 1) / block, tasks = groups * blocks;
-    if (threads > tasks) threads = (int)tasks;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        int before = set_threads ? set_threads(1) : 0;
-#pragma omp for schedule(static)
-        for (int64_t t = 0; t < tasks; t++) {
-            int64_t r0 = (t % blocks) * block, n = rows - r0 < block ? rows - r0 : block;
-            forward_block(net, &s, t / blocks, r0, n, rows, x, row_stride, member_stride, out);
-        }
-        if (set_threads) set_threads(before);
-    }
+    Forward f = {.net = net, .s = layout(net, saved, rows), .x = x, .out = out, .row_stride = row_stride,
+                 .member_stride = member_stride, .rows = rows, .block = block, .blocks = (rows + block - 1) / block};
+    share(threads, groups * f.blocks, forward_task, &f);
 }
 
 /* Of a layer with one output: its gradient's way down through the ReLU below, and that of its weights. */
@@ -256,6 +257,8 @@ typedef struct {
     float *dx; /* (groups, rows, in), or none */
     int weights; /* whether the parameters' gradients are wanted */
     int add;     /* to what their arrays hold */
+    int64_t block, blocks, pieces; /* where threads share a network: rows of a chunk, shares of the weights */
+    int64_t r0, n;                 /* the chunk in hand */
 } Pass;
 
 /* Gradients of n rows from r0 on through all layers, from the output down; `from` is where their chunk begins, `part`
@@ -308,6 +311,32 @@ static void collect(const Pass *p, int64_t g, int64_t l, int64_t i0, int64_t cou
     if (i0 == 0) column_sum(d, p->db[l] + g * width, n, width, add);
 }
 
+/* A network from end to end. */
+static void whole_task(void *argument, int64_t g) {
+    const Pass *p = argument;
+    for (int64_t r0 = 0; r0 < p->rows; r0 += p->chunk) {
+        int64_t n = p->rows - r0 < p->chunk ? p->rows - r0 : p->chunk;
+        descend(p, g, r0, r0, n, 0);
+        for (int64_t l = 0; p->weights && l < p->net->layers; l++) collect(p, g, l, 0, p->net->dims[l], r0, n);
+    }
+}
+
+/* A block of the chunk's rows. */
+static void descend_task(void *argument, int64_t t) {
+    const Pass *p = argument;
+    int64_t at = (t % p->blocks) * p->block, left = p->n - at;
+    descend(p, t / p->blocks, p->r0, p->r0 + at, left < p->block ? left : p->block, t % p->blocks);
+}
+
+/* A share of every layer's weights. */
+static void collect_task(void *argument, int64_t t) {
+    const Pass *p = argument;
+    for (int64_t l = 0; l < p->net->layers; l++) {
+        int64_t in = p->net->dims[l], share = (in + p->pieces - 1) / p->pieces, i0 = (t % p->pieces) * share;
+        if (i0 < in) collect(p, t / p->pieces, l, i0, in - i0 < share ? in - i0 : share, p->r0, p->n);
+    }
+}
+
 /* Backward pass. grad (groups, rows, out) is the gradient of the output; dw, db, dgain and dshift (as the parameters)
  * are written, or with `add` added to, unless dw is null; dx (groups, rows, in) unless null: the copies of a member are to be summed. */
 void o2o_backward(const Net *net, const float *x, int64_t row_stride, int64_t member_stride, int64_t rows,
@@ -341,42 +370,17 @@ void o2o_backward(const Net *net, const float *x, int64_t row_stride, int64_t me
         }
     }
     if (alone) {
-#pragma omp parallel num_threads(threads) if (threads > 1)
-        {
-            int before = set_threads ? set_threads(1) : 0;
-#pragma omp for schedule(static)
-            for (int64_t g = 0; g < groups; g++)
-                for (int64_t r0 = 0; r0 < rows; r0 += p.chunk) {
-                    int64_t n = rows - r0 < p.chunk ? rows - r0 : p.chunk;
-                    descend(&p, g, r0, r0, n, 0);
-                    for (int64_t l = 0; p.weights && l < layers; l++) collect(&p, g, l, 0, net->dims[l], r0, n);
-                }
-            if (set_threads) set_threads(before);
-        }
+        share(threads, groups, whole_task, &p);
         return;
     }
     /* Fewer networks than threads: share the rows on the way down, then the rows of the weights. */
-    int64_t pieces = (threads + groups - 1) / groups;
-#pragma omp parallel num_threads(threads)
-    {
-        int before = set_threads ? set_threads(1) : 0;
-        for (int64_t r0 = 0; r0 < rows; r0 += p.chunk) {
-            int64_t n = rows - r0 < p.chunk ? rows - r0 : p.chunk, blocks = (n + block - 1) / block;
-#pragma omp for schedule(static)
-            for (int64_t t = 0; t < groups * blocks; t++) {
-                int64_t at = (t % blocks) * block;
-                descend(&p, t / blocks, r0, r0 + at, n - at < block ? n - at : block, t % blocks);
-            }
-            if (!p.weights) continue;
-#pragma omp for schedule(static)
-            for (int64_t t = 0; t < groups * pieces; t++) /* a thread takes a share of every layer's weights */
-                for (int64_t l = 0; l < layers; l++) {
-                    int64_t in = net->dims[l], share = (in + pieces - 1) / pieces, i0 = (t % pieces) * share;
-                    if (i0 >= in) continue;
-                    collect(&p, t / pieces, l, i0, in - i0 < share ? in - i0 : share, r0, n);
-                }
-        }
-        if (set_threads) set_threads(before);
+    p.block = block;
+    p.pieces = (threads + groups - 1) / groups;
+    for (p.r0 = 0; p.r0 < rows; p.r0 += p.chunk) {
+        p.n = rows - p.r0 < p.chunk ? rows - p.r0 : p.chunk;
+        p.blocks = (p.n + block - 1) / block;
+        share(threads, groups * p.blocks, descend_task, &p);
+        if (p.weights) share(threads, groups * p.pieces, collect_task, &p);
     }
     if (!p.weights || !net->layer_norm) return;
     for (int64_t l = 0; l < layers - 1; l++) {
@@ -395,39 +399,60 @@ typedef struct {
     int64_t size;
 } Slot;
 
+#define PIECE 16384 /* elements that one thread takes at a time */
+
+typedef struct {
+    const Slot *slots;
+    int64_t count, members;
+    float beta1, beta2, eps;
+} Adam;
+
+static int64_t pieces_of(const Slot *slot) { return (slot->size + PIECE - 1) / PIECE; }
+
+static void adam_piece(const Adam *adam, const Slot *slot, int64_t m, int64_t piece) {
+    int64_t from = m * slot->size + piece * PIECE, end = (m + 1) * slot->size;
+    int64_t to = from + PIECE < end ? from + PIECE : end;
+    float step = slot->rate[m], inverse = 1.0f / slot->root[m], tau = slot->tau[m];
+    float beta1 = adam->beta1, beta2 = adam->beta2, eps = adam->eps;
+    float *restrict p = slot->parameter, *restrict a = slot->first, *restrict v = slot->second;
+    float *restrict target = slot->target;
+    const float *restrict g = slot->grad;
+    if (step >= 0.0f) {
+        if (g)
+            for (int64_t i = from; i < to; i++) {
+                a[i] += (1.0f - beta1) * (g[i] - a[i]);
+                v[i] = beta2 * v[i] + (1.0f - beta2) * g[i] * g[i];
+                p[i] -= step * a[i] / (sqrtf(v[i]) * inverse + eps);
+            }
+        else
+            for (int64_t i = from; i < to; i++) {
+                a[i] -= (1.0f - beta1) * a[i];
+                v[i] *= beta2;
+                p[i] -= step * a[i] / (sqrtf(v[i]) * inverse + eps);
+            }
+    }
+    if (target && tau >= 0.0f)
+        for (int64_t i = from; i < to; i++) target[i] += tau * (p[i] - target[i]);
+}
+
+static void adam_task(void *argument, int64_t t) {
+    const Adam *adam = argument;
+    for (int64_t k = 0; k < adam->count; k++) {
+        int64_t pieces = pieces_of(adam->slots + k), all = adam->members * pieces;
+        if (t < all) {
+            adam_piece(adam, adam->slots + k, t / pieces, t % pieces);
+            return;
+        }
+        t -= all;
+    }
+}
+
 /* Adam over `slots`, then the targets' Polyak step, in one pass over memory. Per member: rate is the learning rate over
  * the first moment's bias correction, root the square root of the second's, tau the Polyak rate. A member whose rate is
  * negative is not stepped at all; a negative tau leaves the target alone. */
 void o2o_adam(const Slot *slots, int64_t count, int64_t members, float beta1, float beta2, float eps, int threads) {
-    const int64_t piece = 16384;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    for (int64_t k = 0; k < count; k++) {
-        const Slot *slot = slots + k;
-        int64_t pieces = (slot->size + piece - 1) / piece;
-#pragma omp for schedule(static) nowait
-        for (int64_t t = 0; t < members * pieces; t++) {
-            int64_t m = t / pieces, from = m * slot->size + (t % pieces) * piece;
-            int64_t end = (m + 1) * slot->size, to = from + piece < end ? from + piece : end;
-            float step = slot->rate[m], inverse = 1.0f / slot->root[m], tau = slot->tau[m];
-            float *restrict p = slot->parameter, *restrict a = slot->first, *restrict v = slot->second;
-            float *restrict target = slot->target;
-            const float *restrict g = slot->grad;
-            if (step >= 0.0f) {
-                if (g)
-                    for (int64_t i = from; i < to; i++) {
-                        a[i] += (1.0f - beta1) * (g[i] - a[i]);
-                        v[i] = beta2 * v[i] + (1.0f - beta2) * g[i] * g[i];
-                        p[i] -= step * a[i] / (sqrtf(v[i]) * inverse + eps);
-                    }
-                else
-                    for (int64_t i = from; i < to; i++) {
-                        a[i] -= (1.0f - beta1) * a[i];
-                        v[i] *= beta2;
-                        p[i] -= step * a[i] / (sqrtf(v[i]) * inverse + eps);
-                    }
-            }
-            if (target && tau >= 0.0f)
-                for (int64_t i = from; i < to; i++) target[i] += tau * (p[i] - target[i]);
-        }
-    }
+    Adam adam = {.slots = slots, .count = count, .members = members, .beta1 = beta1, .beta2 = beta2, .eps = eps};
+    int64_t tasks = 0;
+    for (int64_t k = 0; k < count; k++) tasks += members * pieces_of(slots + k);
+    share(threads, tasks, adam_task, &adam);
 }

@@ -178,89 +178,115 @@ static void row_sums(const float *restrict x, int64_t n, int64_t dim, float *res
     }
 }
 
+typedef struct {
+    const float *out, *action, *noise, *edge, *da, *dl;
+    int64_t n, rows, dim, tile, tiles;
+    float *to, *log_prob, *d;
+} Head;
+
+/* A head's rows in tiles; `threads` share them where they are many. */
+static void in_tiles(Head *head, int64_t members, task_t task, int threads) {
+    head->tile = tile_rows(head->rows, head->dim);
+    head->tiles = (head->rows + head->tile - 1) / head->tile;
+    int64_t elements = members * head->n * head->rows * head->dim;
+    share(elements > PARALLEL ? threads : 1, members * head->tiles, task, head);
+}
+
+static void log_prob_task(void *argument, int64_t t) {
+    const Head *h = argument;
+    int64_t dim = h->dim, tile = h->tile, first = t % h->tiles * tile, left = h->rows - first;
+    int64_t at = t / h->tiles * h->rows + first, n = left < tile ? left : tile;
+    float mean[tile * dim], log_std[tile * dim], inside[tile * dim], value[tile * dim];
+    split(h->out + at * 2 * dim, n, dim, mean, log_std, inside);
+    const float *restrict a = h->action + at * dim;
+    float bound = 1.0f - h->edge[t / h->tiles], *restrict d = h->d;
+    for (int64_t i = 0; i < n * dim; i++) {
+        float clipped = clamp_(a[i], -bound, bound);
+        float u = 0.5f * log_((1.0f + clipped) / (1.0f - clipped)), inverse = exp_(-log_std[i]);
+        float z = (u - mean[i]) * inverse;
+        value[i] = -0.5f * z * z - log_std[i] - HALF_LOG_2PI - squash_(u);
+        mean[i] = z * inverse; /* from here on: the gradients */
+        log_std[i] = inside[i] * (z * z - 1.0f);
+    }
+    row_sums(value, n, dim, h->log_prob + at);
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < dim; j++) {
+            d[(at + r) * 2 * dim + j] = mean[r * dim + j];
+            d[(at + r) * 2 * dim + dim + j] = log_std[r * dim + j];
+        }
+}
+
 /* log_prob (N,) of actions (N, A) under tanh-Gaussians out (N, 2A) = mean, log deviation; d (N, 2A) is the gradient of
  * log_prob. Actions are clipped to +-(1 - edge), edge (M,), N = M rows. */
 void o2o_log_prob(const float *out, const float *action, const float *edge, int64_t members, int64_t rows, int64_t dim,
-                  float *log_prob, float *d) {
-    int64_t tile = tile_rows(rows, dim), tiles = (rows + tile - 1) / tile;
-#pragma omp parallel for schedule(static) if (members * rows * dim > PARALLEL)
-    for (int64_t t = 0; t < members * tiles; t++) {
-        int64_t at = t / tiles * rows + t % tiles * tile, left = rows - t % tiles * tile, n = left < tile ? left : tile;
-        float mean[tile * dim], log_std[tile * dim], inside[tile * dim], value[tile * dim];
-        split(out + at * 2 * dim, n, dim, mean, log_std, inside);
-        const float *restrict a = action + at * dim;
-        float bound = 1.0f - edge[t / tiles];
-        for (int64_t i = 0; i < n * dim; i++) {
-            float clipped = clamp_(a[i], -bound, bound);
-            float u = 0.5f * log_((1.0f + clipped) / (1.0f - clipped)), inverse = exp_(-log_std[i]);
-            float z = (u - mean[i]) * inverse;
-            value[i] = -0.5f * z * z - log_std[i] - HALF_LOG_2PI - squash_(u);
-            mean[i] = z * inverse; /* from here on: the gradients */
-            log_std[i] = inside[i] * (z * z - 1.0f);
+                  float *log_prob, float *d, int threads) {
+    Head head = {.out = out, .action = action, .edge = edge, .n = 1, .rows = rows, .dim = dim, .log_prob = log_prob,
+                 .d = d};
+    in_tiles(&head, members, log_prob_task, threads);
+}
+
+static void sample_task(void *argument, int64_t t) {
+    const Head *h = argument;
+    int64_t dim = h->dim, tile = h->tile, first = t % h->tiles * tile, left = h->rows - first, m = t / h->tiles;
+    int64_t count = left < tile ? left : tile;
+    float mean[tile * dim], log_std[tile * dim], inside[tile * dim], deviation[tile * dim], value[tile * dim];
+    split(h->out + (m * h->rows + first) * 2 * dim, count, dim, mean, log_std, inside);
+    for (int64_t i = 0; i < count * dim; i++) deviation[i] = exp_(log_std[i]);
+    for (int64_t k = 0; k < h->n; k++) {
+        int64_t at = (m * h->n + k) * h->rows + first;
+        const float *restrict e = h->noise + at * dim;
+        float *restrict a = h->to + at * dim;
+        for (int64_t i = 0; i < count * dim; i++) {
+            float u = mean[i] + deviation[i] * e[i];
+            a[i] = tanh_(u);
+            value[i] = -0.5f * e[i] * e[i] - log_std[i] - HALF_LOG_2PI - squash_(u);
         }
-        row_sums(value, n, dim, log_prob + at);
-        for (int64_t r = 0; r < n; r++)
-            for (int64_t j = 0; j < dim; j++) {
-                d[(at + r) * 2 * dim + j] = mean[r * dim + j];
-                d[(at + r) * 2 * dim + dim + j] = log_std[r * dim + j];
-            }
+        row_sums(value, count, dim, h->log_prob + at);
     }
 }
 
 /* Samples action (M, n, B, A) = tanh(mean + deviation noise) from out (M, B, 2A), and their log_prob (M, n, B). */
 void o2o_sample(const float *out, const float *noise, int64_t members, int64_t n, int64_t rows, int64_t dim,
-                float *action, float *log_prob) {
-    int64_t tile = tile_rows(rows, dim), tiles = (rows + tile - 1) / tile;
-#pragma omp parallel for schedule(static) if (members * n * rows * dim > PARALLEL)
-    for (int64_t t = 0; t < members * tiles; t++) {
-        int64_t m = t / tiles, first = t % tiles * tile, left = rows - first, count = left < tile ? left : tile;
-        float mean[tile * dim], log_std[tile * dim], inside[tile * dim], deviation[tile * dim], value[tile * dim];
-        split(out + (m * rows + first) * 2 * dim, count, dim, mean, log_std, inside);
-        for (int64_t i = 0; i < count * dim; i++) deviation[i] = exp_(log_std[i]);
-        for (int64_t k = 0; k < n; k++) {
-            int64_t at = (m * n + k) * rows + first;
-            const float *restrict e = noise + at * dim;
-            float *restrict a = action + at * dim;
-            for (int64_t i = 0; i < count * dim; i++) {
-                float u = mean[i] + deviation[i] * e[i];
-                a[i] = tanh_(u);
-                value[i] = -0.5f * e[i] * e[i] - log_std[i] - HALF_LOG_2PI - squash_(u);
+                float *action, float *log_prob, int threads) {
+    Head head = {.out = out, .noise = noise, .n = n, .rows = rows, .dim = dim, .to = action, .log_prob = log_prob};
+    in_tiles(&head, members, sample_task, threads);
+}
+
+static void sample_back_task(void *argument, int64_t t) {
+    const Head *h = argument;
+    int64_t dim = h->dim, tile = h->tile, first = t % h->tiles * tile, left = h->rows - first, m = t / h->tiles;
+    int64_t count = left < tile ? left : tile;
+    float mean[tile * dim], log_std[tile * dim], inside[tile * dim], to_mean[tile * dim], to_log[tile * dim];
+    split(h->out + (m * h->rows + first) * 2 * dim, count, dim, mean, log_std, inside);
+    for (int64_t i = 0; i < count * dim; i++) {
+        log_std[i] = exp_(log_std[i]);
+        to_mean[i] = to_log[i] = 0.0f;
+    }
+    for (int64_t k = 0; k < h->n; k++) {
+        int64_t at = (m * h->n + k) * h->rows + first;
+        const float *restrict e = h->noise + at * dim, *restrict a = h->action + at * dim;
+        const float *restrict g = h->da + at * dim;
+        for (int64_t r = 0; r < count; r++) {
+            float weight = h->dl[at + r];
+            for (int64_t j = r * dim; j < (r + 1) * dim; j++) {
+                float du = g[j] * (1.0f - a[j] * a[j]) + 2.0f * weight * a[j];
+                to_mean[j] += du;
+                to_log[j] += inside[j] * (du * log_std[j] * e[j] - weight);
             }
-            row_sums(value, count, dim, log_prob + at);
         }
     }
+    for (int64_t r = 0; r < count; r++)
+        for (int64_t j = 0; j < dim; j++) {
+            float *row = h->d + (m * h->rows + first + r) * 2 * dim;
+            row[j] = to_mean[r * dim + j];
+            row[dim + j] = to_log[r * dim + j];
+        }
 }
 
 /* Gradient d (M, B, 2A) of `out` from those of the samples, da (M, n, B, A), and of their log_prob, dl (M, n, B). */
 void o2o_sample_back(const float *out, const float *noise, const float *action, const float *da, const float *dl,
-                     int64_t members, int64_t n, int64_t rows, int64_t dim, float *d) {
-    int64_t tile = tile_rows(rows, dim), tiles = (rows + tile - 1) / tile;
-#pragma omp parallel for schedule(static) if (members * n * rows * dim > PARALLEL)
-    for (int64_t t = 0; t < members * tiles; t++) {
-        int64_t m = t / tiles, first = t % tiles * tile, left = rows - first, count = left < tile ? left : tile;
-        float mean[tile * dim], log_std[tile * dim], inside[tile * dim], to_mean[tile * dim], to_log[tile * dim];
-        split(out + (m * rows + first) * 2 * dim, count, dim, mean, log_std, inside);
-        for (int64_t i = 0; i < count * dim; i++) {
-            log_std[i] = exp_(log_std[i]);
-            to_mean[i] = to_log[i] = 0.0f;
-        }
-        for (int64_t k = 0; k < n; k++) {
-            int64_t at = (m * n + k) * rows + first;
-            const float *restrict e = noise + at * dim, *restrict a = action + at * dim, *restrict g = da + at * dim;
-            for (int64_t r = 0; r < count; r++) {
-                float weight = dl[at + r];
-                for (int64_t j = r * dim; j < (r + 1) * dim; j++) {
-                    float du = g[j] * (1.0f - a[j] * a[j]) + 2.0f * weight * a[j];
-                    to_mean[j] += du;
-                    to_log[j] += inside[j] * (du * log_std[j] * e[j] - weight);
-                }
-            }
-        }
-        for (int64_t r = 0; r < count; r++)
-            for (int64_t j = 0; j < dim; j++) {
-                float *row = d + (m * rows + first + r) * 2 * dim;
-                row[j] = to_mean[r * dim + j];
-                row[dim + j] = to_log[r * dim + j];
-            }
-    }
+                     int64_t members, int64_t n, int64_t rows, int64_t dim, float *d, int threads) {
+    Head head = {.out = out, .noise = noise, .action = action, .da = da, .dl = dl, .n = n, .rows = rows, .dim = dim,
+                 .d = d};
+    in_tiles(&head, members, sample_back_task, threads);
 }

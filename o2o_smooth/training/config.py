@@ -224,6 +224,9 @@ class RunConfig(Generic[C]):
     or the GPU is Ampere or newer; docs/speed.md shows what it does to returns."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the update with torch.compile: slower to start. auto: only where it has been measured to pay."""
+    graphs: Literal["auto", "on", "off"] = "auto"
+    """Launch several updates at once as a CUDA graph; results are the same up to rounding. auto: on a GPU, and where a
+    graph cannot be captured updates go on without; on: that is an error."""
     memory_check: bool = True
     """Refuse a run whose predicted peak of memory cannot be had (o2o-smooth doctor shows it part by part)."""
     log_every: int | None = None

@@ -122,12 +122,17 @@ def finetune(
             t = collector.env_steps
             if t < settings.env_steps:
                 collector.start(uniform if t < settings.random_steps else explore)
-            while updates < settings.updates_due(t):
-                if controller.weight_in == "effective" and updates % NORMS_EVERY == 0:
-                    cosines = measure_gradients(learner, controller)
-                info = learner.online_update(controller.mix())
-                controller.advance(updates=1)
-                updates += 1
+            while updates < (until := settings.updates_due(t)):
+                if controller.weight_in == "effective":
+                    if updates % NORMS_EVERY == 0:
+                        cosines = measure_gradients(learner, controller)
+                    until = min(until, updates - updates % NORMS_EVERY + NORMS_EVERY)
+                mixes = []
+                for _ in range(until - updates):
+                    mixes.append(controller.mix())
+                    controller.advance(updates=1)
+                info = learner.online_updates(mixes)
+                updates = until
             if t >= next_log and info:
                 next_log = t + settings.log_every
                 if any(controller.mix().kind(c) == "mixed" for c in COMPONENTS):

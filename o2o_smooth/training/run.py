@@ -26,7 +26,7 @@ from o2o_smooth.training.checkpoint import SwitchRecord
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.evaluate import Evaluation, Evaluator
 from o2o_smooth.training.finetune import OnlineSettings, finetune, overlaps
-from o2o_smooth.training.learner import Learner
+from o2o_smooth.training.graphed import GraphedLearner
 from o2o_smooth.training.output import Diverged, Output, Values, own_metrics
 from o2o_smooth.training.prepare import Prepared, prepare
 from o2o_smooth.training.progress import ProgressSink, Silent
@@ -35,6 +35,7 @@ from o2o_smooth.training.seeding import Stream, env_seeds
 __all__ = ["Diverged", "Run", "default_threads", "run"]
 
 ONLINE_EVALUATIONS = 1_000_000_000  # evaluation index of the switch; offline evaluations count updates from 0
+SHOW_EVERY = 64  # offline updates
 SHARED_FLOPS = 1.5e7  # of a layer; below it two threads gain less than a third, and lose all of it where others compute
 
 
@@ -89,7 +90,12 @@ class Run:
         self.progress = progress
         self.members, self.seeds = len(prepared.members.seeds), prepared.members.seeds
         self.outputs = [Output(prepared, arm, progress, arm.name or name) for arm in prepared.arms]
-        self.learner = Learner(self.agent, batch_size=self.config.batch_size, regime=self.config.smoothing.regime)
+        self.learner = GraphedLearner(
+            self.agent,
+            batch_size=self.config.batch_size,
+            regime=self.config.smoothing.regime,
+            graphs=self.config.graphs,
+        )
         self._controllers: list[SmoothingController] = []  # of the outputs
         self._diverged: Output | None = None
         self._evaluator: Evaluator | None = None
@@ -147,11 +153,15 @@ class Run:
         log_every = config.log_every or max(1, config.offline_updates // 100)
         every = config.evaluation.offline_eval_every
         every = max(1, config.offline_updates // 4) if every is None else every
-        for update in range(1, config.offline_updates + 1):
-            info = self.learner.offline_update()
+        update = 0
+        while update < config.offline_updates:
+            stops = [-update % n or n for n in (log_every, every, SHOW_EVERY) if n]
+            count = min(config.offline_updates - update, *stops)
+            info = self.learner.offline_updates(count)
+            update += count
             if update % log_every == 0 or update == config.offline_updates:
                 self._log("offline", 0, info, [{}] * self.members)
-            if update % 50 == 0 or update == config.offline_updates:
+            if update % SHOW_EVERY == 0 or update == config.offline_updates:
                 for output in self.outputs:
                     output.show("offline", update, config.offline_updates, "")
             if every and update % every == 0 and update < config.offline_updates:

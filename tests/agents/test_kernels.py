@@ -344,3 +344,46 @@ def test_nothing_is_loaded_from_a_file_that_others_may_write(tmp_path: Path) -> 
     path.chmod(0o666)
     with pytest.raises(build.BuildError, match="can be written by others"):
         build.check_owner(path)
+
+
+@needs_kernels
+def test_several_python_threads_may_use_the_kernels_at_once() -> None:
+    """One of them gets the pool, the others work alone; the numbers are the same."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    nets = [_stack(1, 2, False, (64, 64), 1) for _ in range(4)]
+    x = torch.randn(1, 256, 23, generator=torch.Generator().manual_seed(0))
+
+    def evaluate(net: MLP) -> list[Tensor]:
+        return [torch.autograd.grad(net(x).square().sum(), list(net.parameters()))[0] for _ in range(20)]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        expected = evaluate(nets[0])[0]
+        with ThreadPoolExecutor(4) as executor:
+            for results in executor.map(evaluate, nets):
+                for result in results:
+                    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-4)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_kernels
+def test_a_forked_child_works_without_its_parents_threads() -> None:
+    code = (
+        "import os, torch\n"
+        "from o2o_smooth.agents.networks import MLP\n"
+        "torch.set_num_threads(2)\n"
+        "net = MLP(1, 2, 23, (64, 64), 1, layer_norm=False)\n"
+        "net.initialise(0, torch.Generator().manual_seed(0))\n"
+        "x = torch.ones(1, 256, 23)\n"
+        "with torch.no_grad():\n"
+        "    expected = net(x)\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        os._exit(0 if all(torch.equal(net(x), expected) for _ in range(5)) else 3)\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), bool((expected != 0).any()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["0", "True"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from o2o_smooth.agents.device_adam import following
 from o2o_smooth.agents.optimizer import MemberAdam
 
 SHAPES = ((3, 2, 4, 5), (3, 1, 5), (3,))
@@ -72,3 +75,73 @@ def test_state_round_trip_and_what_is_missing_or_does_not_fit() -> None:
     copy.load_state_tensors({}, fresh=["actor"])
     with pytest.raises(ValueError, match="does not fit"):
         copy.load_state_tensors({**state, "actor.first.0": torch.zeros(2)})
+
+
+# The device's step
+
+
+@pytest.mark.parametrize("rates", [0.01, [0.01, 0.003, 0.02]])
+@pytest.mark.parametrize("tau", [0.1, [0.1, 0.5, 0.02]])
+@pytest.mark.parametrize("share", [1.0, 0.6])
+def test_the_step_on_the_device_is_the_plain_one(rates: Any, tau: Any, share: float) -> None:
+    """Members together and apart, components that pause, targets that move for some."""
+    rng = np.random.default_rng(3)
+    rates, tau = (np.array(x) if isinstance(x, list) else x for x in (rates, tau))
+    made = []
+    for _ in range(2):
+        parameters = {"actor": _parameters(), "critic": _parameters()[:2]}
+        targets = {"critic": [p.detach() * 0.5 for p in parameters["critic"]]}
+        made.append((parameters, targets, MemberAdam(parameters, dict.fromkeys(parameters, rates), targets)))
+    (plain_parameters, plain_targets, plain), (parameters, targets, ours) = made
+    apart = 0
+    for step in range(25):
+        active = {name: rng.random(3) <= share for name in parameters if step % 5 < 3 or name == "actor"}
+        moving = rng.random(3) <= share
+        for mine in (plain_parameters, parameters):
+            for name in mine:
+                _fill(mine[name], step)
+        plain.step(active, moving=moving, tau=tau)
+        device = ours.on_device
+        device.upload()
+        together = frozenset(name for name, mask in active.items() if name in device.level() and mask.all())
+        apart += len(active) - len(together)
+        device.step(
+            {name: [p.grad for p in parameters[name] if p.grad is not None] for name in active},
+            {name: torch.from_numpy(mask.astype(np.float32)) for name, mask in active.items()},
+            together,
+            following(moving),
+            torch.from_numpy(moving.astype(np.float32)),
+            tau,
+        )
+        device.count(active)
+    assert (apart == 0) == (share == 1.0 and isinstance(rates, float))
+    expected, found = plain.state_tensors(), ours.state_tensors()
+    assert found["actor.steps"].dtype == torch.int64
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-14)
+    for name in parameters:
+        torch.testing.assert_close(parameters[name], plain_parameters[name], rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(targets["critic"], plain_targets["critic"], rtol=1e-10, atol=1e-13)
+
+
+def test_loaded_step_counts_reach_the_device() -> None:
+    def stepped(adam: MemberAdam, parameters: list[nn.Parameter], step: int) -> None:
+        _fill(parameters, step)
+        adam.on_device.upload()
+        gradients = {"actor": [p.grad for p in parameters if p.grad is not None]}
+        adam.on_device.step(gradients, {}, frozenset({"actor"}))
+        adam.on_device.count({"actor": np.ones(3, bool)})
+
+    first, second = _parameters(), _parameters()
+    a, b = MemberAdam({"actor": first}, {"actor": 0.01}), MemberAdam({"actor": second}, {"actor": 0.01})
+    for step in range(5):
+        stepped(a, first, step)
+    stepped(b, second, 99)
+    b.load_state_tensors({name: value.clone() for name, value in a.state_tensors().items()})
+    for mine, theirs in zip(second, first, strict=True):
+        mine.data.copy_(theirs)
+    stepped(a, first, 5)
+    stepped(b, second, 5)
+    for mine, theirs in zip(second, first, strict=True):
+        assert torch.equal(mine, theirs)
+    assert b.steps["actor"].tolist() == [6, 6, 6]

@@ -14,15 +14,14 @@ from torch.utils._pytree import tree_flatten
 
 from o2o_smooth.training.launch import Work
 
-# The device's values on the host, sizes that hang on them, and host memory in the device's queue.
-SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "lift_fresh", "is_nonzero", "equal")
+SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
 
 
 def _tensors(tree: object) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
 
 
-class Watch(TorchDispatchMode):
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses operations that wait for the device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -32,13 +31,15 @@ class Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Record(Watch):
+class _Record(Watch):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[tuple[Any, Any, Any, list[Tensor]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func.overloadpacket.__name__ == "lift_fresh":
+            raise RuntimeError("a tensor made of host memory would stay as it was at the capture")
         out = super().__torch_dispatch__(func, types, args, kwargs)
         self.operations.append((func, args, kwargs, _tensors(out)))
         return out
@@ -55,13 +56,18 @@ class Recorder:
         work()
 
     def __call__(self, work: Work) -> Work:
-        # A graph is recorded without being run; here it runs, so what it writes in place is put back.
         self.recorded += 1
-        with _Record() as probe:
+        with _Record() as record:
             work()
-        written = _Undo(probe.operations)
-        written.restore()
-        return lambda: replay(probe.operations)
+        ran = True  # unlike a graph, which is recorded without being run: that was the first launch
+
+        def launch() -> None:
+            nonlocal ran
+            if not ran:
+                replay(record.operations)
+            ran = False
+
+        return launch
 
 
 def replay(operations: list[tuple[Any, Any, Any, list[Tensor]]]) -> None:
