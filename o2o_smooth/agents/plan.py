@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from o2o_smooth.agents.device_adam import Following, following
 from o2o_smooth.agents.optimizer import Mask
 from o2o_smooth.smoothing.objective import COMPONENTS, Kind, Mix, Mode, Objective, wanted
 
@@ -27,6 +29,21 @@ class Movement:
 
     components: dict[str, Mask]
     targets: Mask
+
+    @cached_property
+    def whole(self) -> frozenset[str]:
+        """Components that all members step."""
+        return frozenset(name for name, mask in self.components.items() if mask.all())
+
+    @cached_property
+    def partly(self) -> frozenset[str]:
+        """Components that some members step and others do not."""
+        return frozenset(name for name, mask in self.components.items() if mask.any()) - self.whole
+
+    @cached_property
+    def following(self) -> Following:
+        """Which members' target networks move."""
+        return following(self.targets)
 
 
 class Planner:

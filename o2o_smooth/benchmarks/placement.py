@@ -48,9 +48,10 @@ class Speed:
     """Share of its speed that a process keeps while every core runs one."""
 
 
-# By precision; two cores with AVX-512 and AMX. Measure again where the kernels or the machine change.
+# By precision. fp32: two cores of an AMD EPYC with AVX-512, native kernels. bf16: two cores with AMX, an estimate from
+# another learner. Measure again where the kernels or the machine change.
 SPEEDS = {
-    "fp32": Speed(overhead_s=1.0e-3, flops_per_s=133e9, second_thread=0.4, neighbour=0.95),
+    "fp32": Speed(overhead_s=0.9e-3, flops_per_s=90e9, second_thread=0.88, neighbour=0.95),
     "bf16": Speed(overhead_s=1.3e-3, flops_per_s=353e9, second_thread=0.85, neighbour=0.95),
 }
 ENV_STEP_S = 1e-4  # a step of one MuJoCo environment, acting included

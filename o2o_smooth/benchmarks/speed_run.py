@@ -55,7 +55,11 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "o2o_smooth.draws:Draws.integers",
         "o2o_smooth.data.buffer:concatenate",
     ),
-    "update": ("o2o_smooth.agents.base:Agent.update", "o2o_smooth.agents.base:Agent.gradient_report"),
+    "update": (
+        "o2o_smooth.agents.base:Agent.update",
+        "o2o_smooth.agents.base:Agent.gradient_report",
+        "o2o_smooth.training.graphed:GraphedLearner._launch",  # sampling included, and on a GPU alone
+    ),
     "evaluate": ("o2o_smooth.training.evaluate:Evaluator.run",),
     "log": (
         "o2o_smooth.training.tracking:Tracker.metrics",

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from o2o_smooth.agents import Agent
 from o2o_smooth.agents.base import Metrics
-from o2o_smooth.agents.device_adam import following
 from o2o_smooth.agents.plan import Movement
 from o2o_smooth.agents.readings import Readings
 from o2o_smooth.data.buffer import ReplayBuffer
@@ -119,10 +118,8 @@ class GraphedLearner(Learner):
         values = np.zeros((len(mixes), *self._inputs.values.shape[1:]), np.float32)
         for k, mix in enumerate(mixes):
             plan, movement = agent.plans(mix, updates=agent.updates + k, one_batch=source != "both")
-            whole = {name for name, mask in movement.components.items() if mask.all()}
-            together = frozenset(level & whole)
-            level -= {name for name, mask in movement.components.items() if mask.any()} - whole
-            steps.append(Step(plan, together, following(movement.targets)))
+            steps.append(Step(plan, movement.whole & level, movement.following))
+            level -= movement.partly
             movements.append(movement)
             step_values(values[k], mix, movement, self.share(mix))
         launch = Launch(source, share, tuple(steps))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,14 +12,21 @@ import pytest
 import torch
 
 from o2o_smooth.agents import AGENTS, Agent
+from o2o_smooth.agents.base import Metrics
 from o2o_smooth.data.buffer import ReplayBuffer, pack
+from o2o_smooth.data.collect import Collector
+from o2o_smooth.data.normalize import RewardMap
 from o2o_smooth.draws import CounterDraws
+from o2o_smooth.envs import make_vector_env
 from o2o_smooth.errors import ConfigError
+from o2o_smooth.smoothing import SmoothingController
 from o2o_smooth.smoothing.objective import COMPONENTS, Mix
 from o2o_smooth.training.config import Regime
+from o2o_smooth.training.finetune import OnlineSettings, finetune
 from o2o_smooth.training.graphed import GraphedLearner
 from o2o_smooth.training.launch import Work
 from o2o_smooth.training.learner import Learner
+from tests.envs.counting import counting_task
 from tests.training.recording import Recorder, Watch
 
 OBS_DIM, ACTION_DIM, BATCH = 3, 2, 6
@@ -326,3 +333,47 @@ def test_rows_that_are_missing_are_named() -> None:
     agent = make_agent("sac", "same").double()  # with the CPU's own draws again
     with pytest.raises(ConfigError, match="CounterDraws"):
         make_learner(agent, capture=Recorder()).offline_updates(1)
+
+
+class Log:
+    """An observer that keeps every line of metrics."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def log(self, env_steps: int, info: Metrics, signals: Sequence[Mapping[str, float]]) -> None:
+        self.lines.append({name: value.clone() for name, value in info.items()})
+
+    def evaluate(self, env_steps: int) -> None:
+        pass
+
+    def show(self, env_steps: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("weight_in", ["raw", "effective"])
+def test_interaction_goes_on_as_with_the_plain_learner(weight_in: Any) -> None:
+    """The whole loop, with six updates a vector step, weights that move with updates, and measured gradients."""
+    logs = []
+    for way in ({"plain": True}, {"capture": Recorder()}):
+        learner = make_learner(make_agent("iql", "sac", 2), **way)
+        learner.offline_updates(10)
+        learner.online_rows = rows_of = ReplayBuffer(2, CAPACITY, OBS_DIM, ACTION_DIM)
+        collector = Collector(
+            make_vector_env(counting_task(), 6, vectorizer="sync"),
+            2,
+            rows_of,
+            reward_map=RewardMap(scale=0.1),
+            discount=0.9,
+            seeds=list(range(6)),
+        )
+        controller = SmoothingController("linear", ramp_steps=60, unit="updates", members=2, weight_in=weight_in)
+        log = Log()
+        finetune(learner, collector, controller, OnlineSettings(60, utd=2.0, update_after=6, log_every=9), log)
+        logs.append((log.lines, learner))
+    (theirs, plain), (mine, graphed) = logs
+    assert len(mine) > 3
+    assert_metrics(mine, theirs, rtol=1e-7, atol=1e-9)
+    assert_equal(graphed.agent, plain.agent, rtol=1e-7, atol=1e-9)
+    assert isinstance(graphed, GraphedLearner)
+    assert any(program.replay is not None for program in graphed.programs.values())
