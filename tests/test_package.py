@@ -20,7 +20,7 @@ MAY_KNOW = {
     "envs": {"envs", "errors"},
     "data": {"data", "envs", "errors", "files"},
     "kernels": {"kernels"},
-    "agents": {"agents", "smoothing", "kernels", "data.batch", "draws", "errors"},
+    "agents": {"agents", "smoothing", "kernels", "data.batch", "data.transfer", "draws", "errors"},
     "training": {"training", "agents", "data", "envs", "smoothing", "stability", "kernels", "errors", "draws", "files"},
     "benchmarks": {
         *("benchmarks", "training", "agents", "data", "envs", "smoothing", "stability", "kernels"),
@@ -115,6 +115,7 @@ def test_wheel_built_from_the_sdist_works_from_another_folder(tmp_path: Path) ->
     code = (
         "import o2o_smooth.agents as a, pathlib, sys; p = pathlib.Path(a.__file__).parent;"
         "assert str(p).startswith(sys.prefix), p; assert (p.parent / 'py.typed').is_file();"
+        "assert (p.parent / 'kernels' / 'cpu.c').is_file();"
         "assert a.IQLConfig.preset('antmaze').beta == 10.0"
     )
     subprocess.run([python, "-c", code], check=True, cwd=tmp_path)

@@ -98,8 +98,8 @@ class _Stacked(torch.autograd.Function):
 class Deposit:
     """Where a stack's gradients go while an update owns its parameters: straight into `.grad`, in memory that is kept.
 
-    Autograd's own way there (a fresh tensor per parameter and pass, handed on node by node) takes a noticeable part of a
-    small network's pass. Only for updates that step the parameters themselves, since `torch.autograd.grad` sees nothing.
+    Autograd's own way there (a fresh tensor per parameter and pass, handed on node by node) takes a noticeable part of
+    a small network's pass. Only for updates that step the parameters themselves: `torch.autograd.grad` sees nothing.
 
     Args:
         mlp: Whose.

@@ -99,7 +99,8 @@ class PoolVectorEnv(VectorEnv[Obs, NDArray[Any], NDArray[Any]]):
             options: Not used.
         """
         if seed is None and self._pool is None:
-            seed = [int(x) >> 1 for x in np.random.SeedSequence().generate_state(self.num_envs)]
+            fresh = np.random.SeedSequence()
+            seed = [int(x) >> 1 for x in fresh.generate_state(self.num_envs)]
         if isinstance(seed, int | np.integer):
             seed = [int(seed) + i for i in range(self.num_envs)]
         if seed is not None:

@@ -129,8 +129,9 @@ class GraphedLearner(Learner):
         self._inputs.write(agent.updates, 0 if self.online_rows is None else len(self.online_rows), values)
         self._launches += 1
         if program is None:
-            program = self.programs[launch] = self._program(launch)
+            program = self._program(launch)
             self._first(program)
+            self.programs[launch] = program
         else:
             self._again(program)
         self._inputs.launched(len(mixes))

@@ -364,7 +364,13 @@ def test_sinks_follow_a_run(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("agent", "width", "seeds", "expected"),
-    [("iql", 128, (0, 1, 2, 3), 1), ("iql", 256, (0,), None), ("cql", 128, (0,), None), ("td3_bc", 64, (0,), 1)],
+    [
+        ("iql", 128, (0,), 1),
+        ("iql", 128, (0, 1, 2, 3), None),
+        ("iql", 256, (0,), None),
+        ("cql", 128, (0,), None),
+        ("td3_bc", 64, (0,), 1),
+    ],
 )
 def test_small_networks_train_on_one_thread(
     agent: str, width: int, seeds: tuple[int, ...], expected: int | None
