@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,9 +31,11 @@ from o2o_smooth.agents.optimizer import MemberAdam
 from o2o_smooth.agents.plan import Plan, Planner
 from o2o_smooth.agents.readings import Readings
 from o2o_smooth.agents.settings import Settings, settle
+from o2o_smooth.agents.stacked import kernels_take
 from o2o_smooth.data.batch import Batch, as_batch
 from o2o_smooth.draws import make_draws
 from o2o_smooth.errors import ConfigError, DataError, EnvError
+from o2o_smooth.kernels.cpu import all_threads
 from o2o_smooth.smoothing.objective import (
     COMPONENTS,
     Kind,
@@ -272,6 +275,23 @@ class Agent:
             DataError: A batch that does not fit; plain arrays are also checked for NaN.
             ConfigError: An online batch without a mix.
         """
+        with self.own_threads():
+            return self._update(batch, online_batch, mix)
+
+    def own_threads(self) -> AbstractContextManager[None]:
+        """Within it the native kernels have all of torch's threads, and torch has one; an update does so by itself.
+
+        Around several updates it also covers what comes between them, such as drawing their rows.
+        """
+        native = self.precision == "fp32" and not self.compile and kernels_take(self._ones)
+        return all_threads() if native else nullcontext()
+
+    def _update(
+        self,
+        batch: Batch | Mapping[str, object],
+        online_batch: Batch | Mapping[str, object] | None,
+        mix: Mix | None,
+    ) -> Metrics:
         if online_batch is not None and mix is None:
             raise ConfigError("an online batch without a mix would be ignored; give mix=controller.mix()")
         source = self._as_batch(batch)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from o2o_smooth.agents.stacked import kernels_take
-from o2o_smooth.kernels.cpu import library
+from o2o_smooth.kernels.cpu import library, threads
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 MAX_ADVANTAGE_WEIGHT = 100.0
@@ -230,7 +230,7 @@ class _LogProb(torch.autograd.Function):
             *action.shape,
             log_prob.data_ptr(),
             gradient.data_ptr(),
-            torch.get_num_threads(),
+            threads(),
         )
         ctx.save_for_backward(gradient)
         return log_prob
@@ -252,7 +252,7 @@ class _Sample(torch.autograd.Function):
             *noise.shape,
             action.data_ptr(),
             log_prob.data_ptr(),
-            torch.get_num_threads(),
+            threads(),
         )
         ctx.save_for_backward(out, noise, action)
         return action, log_prob
@@ -269,6 +269,6 @@ class _Sample(torch.autograd.Function):
             dl.data_ptr(),
             *noise.shape,
             gradient.data_ptr(),
-            torch.get_num_threads(),
+            threads(),
         )
         return gradient, None

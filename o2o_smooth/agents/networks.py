@@ -238,6 +238,8 @@ class Networks(nn.Module):
             for net in (self.actor.net, self.critic, self.value):
                 if net is not None:
                     net.initialise(member, generator)
+        # Looking a module up by name is slow enough to notice in an update of some milliseconds.
+        self._learning = tuple([net for net in (self.actor.net, self.critic, self.value) if net is not None])
         self.target_critic.load_state_dict(self.critic.state_dict())
         self.target_critic.requires_grad_(False)
         if self.target_actor is not None:
@@ -263,9 +265,8 @@ class Networks(nn.Module):
 
     def set_depositing(self, depositing: bool) -> None:
         """Whether gradients go straight into `.grad`; see `stacked.Deposit`."""
-        for net in (self.actor.net, self.critic, self.value):
-            if net is not None:
-                net.depositing = depositing
+        for net in self._learning:
+            net.depositing = depositing
 
     def encode(self, obs: Tensor, next_obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A batch's raw rows as the losses see them: `encode_obs` of both, `encode_action`."""

@@ -7,7 +7,8 @@ ways are held together by tests.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -138,6 +139,35 @@ class Workspace:
             kept.append(self.tensor)
 
 
+_lent: int | None = None
+
+
+def threads() -> int:
+    """Threads that the kernels share their work among: torch's, or those that it has lent them."""
+    return _lent or torch.get_num_threads()
+
+
+@contextmanager
+def all_threads() -> Iterator[None]:
+    """Lend torch's threads to the kernels: torch works with one meanwhile.
+
+    Between two kernels the losses are small; shared among torch's own threads they would gain nothing, and those
+    would stand in the way of the kernels' for the next milliseconds.
+    """
+    global _lent
+    count = torch.get_num_threads()
+    if count == 1 or _lent is not None:
+        yield
+        return
+    _lent = count
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
+        _lent = None
+
+
 _NOWHERE = (None,) * 4
 
 
@@ -175,7 +205,7 @@ class StackedNet:
 
     def bind(self, groups: Sequence[Sequence[Tensor]]) -> None:
         """Use these parameters: weights, biases, gains and shifts of the layers, contiguous float32."""
-        at = tuple([p.data_ptr() for group in groups for p in group])
+        at = (groups[0][0].data_ptr(), groups[1][-1].data_ptr())  # they move together if at all
         if at == self._at:
             return
         self._at = at
@@ -206,7 +236,7 @@ class StackedNet:
             rows,
             saved.pointer,
             out.data_ptr(),
-            torch.get_num_threads(),
+            threads(),
         )
         return out, saved
 
@@ -247,7 +277,7 @@ class StackedNet:
             *(_NOWHERE if gradients is None else gradients.pointers),
             None if dx is None else dx.data_ptr(),
             int(add),
-            torch.get_num_threads(),
+            threads(),
         )
         if dx is not None:
             dx = dx.squeeze(1) if copies == 1 else dx.sum(1)
@@ -282,23 +312,20 @@ class AdamSlots:
             slot.target = None if t is None else t.data_ptr()
             slot.rate, slot.root, slot.tau = (row.ctypes.data for row in scale)
             slot.size = p.numel() // self.members
-        self.at = tuple([p.data_ptr() for p in parameters])
+        self.at = (parameters[0].data_ptr(), parameters[-1].data_ptr())
+        self._gradients: list[Tensor | None] = [None] * len(parameters)
         self._kept = (list(first), list(second), list(targets), list(scales))  # what the pointers point at
 
     def step(self, gradients: Sequence[Tensor | None], betas: tuple[float, float], eps: float) -> None:
         """One step with the scales as they are now."""
-        kept = []
-        for slot, gradient in zip(self.slots, gradients, strict=True):
-            if gradient is None:
-                slot.grad = None
+        for i, (slot, gradient) in enumerate(zip(self.slots, gradients, strict=True)):
+            if gradient is self._gradients[i]:  # the memory of the step before
                 continue
-            if not gradient.is_contiguous():
+            if gradient is not None and not gradient.is_contiguous():
                 gradient = gradient.contiguous()
-                kept.append(gradient)
-            slot.grad = gradient.data_ptr()
-        self.lib.o2o_adam(
-            ctypes.addressof(self.slots), len(self.slots), self.members, *betas, eps, torch.get_num_threads()
-        )
+            self._gradients[i] = gradient
+            slot.grad = None if gradient is None else gradient.data_ptr()
+        self.lib.o2o_adam(ctypes.addressof(self.slots), len(self.slots), self.members, *betas, eps, threads())
 
 
 def layer_sizes(weights: Sequence[Tensor]) -> list[int]:

@@ -61,16 +61,18 @@ class Learner:
 
     def offline_updates(self, count: int) -> Metrics:
         """Several updates before the switch, at least one; the metrics are the last one's."""
-        info = self.offline_update()
-        for _ in range(count - 1):
+        with self.agent.own_threads():
             info = self.offline_update()
+            for _ in range(count - 1):
+                info = self.offline_update()
         return info
 
     def online_updates(self, mixes: Sequence[Mix]) -> Metrics:
         """Several updates after the switch, at least one, on the rows there are; the metrics are the last one's."""
-        info = self.online_update(mixes[0])
-        for mix in mixes[1:]:
-            info = self.online_update(mix)
+        with self.agent.own_threads():
+            info = self.online_update(mixes[0])
+            for mix in mixes[1:]:
+                info = self.online_update(mix)
         return info
 
     def source(self, mix: Mix) -> Source:
