@@ -76,8 +76,8 @@ def test_a_slice_is_never_below_the_smallest() -> None:
     bench.build("a", {})
     bench._rate["a"] = 1e-9
     asked.clear()
-    assert bench.slice("a", 1e-9)["updates"] == sum(asked)
-    assert min(asked) == SMALLEST_SLICE
+    assert bench.slice("a", 1e-9)["updates"] == sum(asked[1:])  # the first warms up
+    assert min(asked) == SMALLEST_SLICE and len(asked) > 1
 
 
 def test_a_worker_is_a_process_whose_library_may_print(target: str) -> None:
