@@ -35,10 +35,13 @@ static struct {
     void *argument;
 } pool = {.one = PTHREAD_MUTEX_INITIALIZER};
 
-static inline void relax(void) {
+/* Called at the i-th look. A hypervisor takes a series of close pause instructions for a lock that will not open, and
+ * takes the core away; so they are few and far between. */
+static inline void relax(int i) {
 #if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
+    if (i % 128 == 0) __builtin_ia32_pause();
 #endif
+    for (int k = 0; k < 4; k++) atomic_signal_fence(memory_order_seq_cst);
 }
 
 static int64_t now_ns(void) {
@@ -73,8 +76,8 @@ static void *worker(void *argument) {
         int64_t until = now_ns() + SPIN_NS;
         uint32_t epoch;
         for (int i = 1; (epoch = atomic_load_explicit(&pool.epoch, memory_order_acquire)) == seen; i++) {
-            relax();
-            if (i % 64 == 0 && now_ns() > until) {
+            relax(i);
+            if (i % 1024 == 0 && now_ns() > until) {
                 atomic_fetch_add(&pool.sleepers, 1);
                 syscall(SYS_futex, &pool.epoch, FUTEX_WAIT_PRIVATE, seen, 0, 0, 0);
                 atomic_fetch_sub(&pool.sleepers, 1);
@@ -125,8 +128,8 @@ static void share(int threads, int64_t tasks, task_t task, void *argument) {
         if (atomic_load(&pool.sleepers)) syscall(SYS_futex, &pool.epoch, FUTEX_WAKE_PRIVATE, MAX_THREADS, 0, 0, 0);
         work();
         for (int i = 1; atomic_load_explicit(&pool.done, memory_order_acquire) < tasks; i++) {
-            relax();
-            if (i % 4096 == 0) sched_yield(); /* whoever has the last task may need this core */
+            relax(i);
+            if (i % 65536 == 0) sched_yield(); /* whoever has the last task may need this core */
         }
         pthread_mutex_unlock(&pool.one);
     }
