@@ -1,7 +1,7 @@
 """Whether torch.compile pays for a run.
 
-Measured by `o2o-smooth speed --compile-break-even` (docs/speed.md): on a CPU the native kernels already do in a few
-calls what a compiled graph would, without the 10 seconds it takes to compile one, so there is no number of updates
+`o2o-smooth speed --compile-break-even` measures it (docs/speed.md). On a CPU the native kernels already do in a few
+calls what a compiled graph would, without the 10 seconds it takes to compile one: there is hardly a number of updates
 after which compiling has paid. Where the kernels are missing, plain torch gains from it only where its work is heavy.
 """
 
