@@ -38,7 +38,14 @@ def test_interrupted_run_leaves_no_process(vectorizer: str, overlap: str, tmp_pa
     command += ["--vectorizer", vectorizer, "--overlap", overlap, "--out", str(out)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Tests in the background of a shell inherit that the signal is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )
     metrics = out / "metrics.jsonl"
     try:
