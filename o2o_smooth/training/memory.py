@@ -85,7 +85,7 @@ SIMULATORS = {
 }
 LIBRARIES = 240 * MIB
 """Python with torch and all that a run imports, where the memory of this process cannot be told."""
-KERNELS = 40 * MIB
+KERNELS = 56 * MIB
 """Code and buffers that the first updates bring in."""
 PICTURE = 50 * MIB
 """matplotlib, at the end."""
