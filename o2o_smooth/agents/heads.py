@@ -77,14 +77,14 @@ def join(obs: Tensor, action: Tensor) -> Tensor:
 
 def td_error(q: Tensor, target: Tensor) -> Tensor:
     """Squared Bellman error, a mean over rows and a sum over critics: (M, E, B), (M, B) -> (M,)."""
-    if _native(q, target):
+    if _native(q, target) and not target.requires_grad:
         return _apply(_TDError, q, target)
     return (q - target[:, None]).square().mean(-1).sum(-1)
 
 
 def expectile_error(target: Tensor, v: Tensor, expectile: PerMember) -> Tensor:
-    """L2^expectile(target - v), a mean over rows: (M, B), (M, B) -> (M,); no gradient to the target."""
-    if _native(v, target):
+    """L2^expectile(target - v), a mean over rows: (M, B), (M, B) -> (M,)."""
+    if _native(v, target) and not target.requires_grad:
         return _apply(_Expectile, v, target, _members(expectile, len(v)))
     error = target - v
     weight = (expectile - (error < 0).to(error.dtype)).abs()
@@ -92,8 +92,8 @@ def expectile_error(target: Tensor, v: Tensor, expectile: PerMember) -> Tensor:
 
 
 def advantage_weighted(log_prob: Tensor, advantage: Tensor, beta: PerMember) -> Tensor:
-    """-exp(beta A) log pi, weights clipped at 100, a mean over rows: (M, B), (M, B) -> (M,); no gradient to A."""
-    if _native(log_prob, advantage):
+    """-exp(beta A) log pi, weights clipped at 100, a mean over rows: (M, B), (M, B) -> (M,)."""
+    if _native(log_prob, advantage) and not advantage.requires_grad:
         return _apply(_AdvantageWeighted, log_prob, advantage, _members(beta, len(advantage)))
     weight = torch.exp(beta * advantage).clamp(max=MAX_ADVANTAGE_WEIGHT)
     return -(weight * log_prob).mean(-1)
@@ -161,7 +161,18 @@ def _members(value: PerMember, members: int) -> Tensor:
     return _filled(float(value), members)
 
 
-class _TDError(torch.autograd.Function):
+class _Prepared(torch.autograd.Function):
+    """A function whose forward pass has made the gradient of its first argument; the others get none."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        above = grads[0]
+        above = above.reshape(above.shape + (1,) * (gradient.dim() - above.dim()))
+        return gradient * above, *[None] * (len(ctx.needs_input_grad) - 1)
+
+
+class _TDError(_Prepared):
     @staticmethod
     def forward(ctx: Any, q: Tensor, target: Tensor) -> Tensor:
         q, target = q.contiguous(), target.contiguous()
@@ -170,16 +181,8 @@ class _TDError(torch.autograd.Function):
         ctx.save_for_backward(gradient)
         return loss
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (gradient,) = ctx.saved_tensors
-        to_target = None
-        if ctx.needs_input_grad[1]:
-            to_target = -(gradient * grads[0][:, None, None]).sum(1)
-        return gradient * grads[0][:, None, None], to_target
 
-
-class _Expectile(torch.autograd.Function):
+class _Expectile(_Prepared):
     @staticmethod
     def forward(ctx: Any, v: Tensor, target: Tensor, expectile: Tensor) -> Tensor:
         v, target = v.contiguous(), target.contiguous()
@@ -190,13 +193,8 @@ class _Expectile(torch.autograd.Function):
         ctx.save_for_backward(gradient)
         return loss
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grads[0][:, None], None, None
 
-
-class _AdvantageWeighted(torch.autograd.Function):
+class _AdvantageWeighted(_Prepared):
     @staticmethod
     def forward(ctx: Any, log_prob: Tensor, advantage: Tensor, beta: Tensor) -> Tensor:
         log_prob, advantage = log_prob.contiguous(), advantage.contiguous()
@@ -212,13 +210,8 @@ class _AdvantageWeighted(torch.autograd.Function):
         ctx.save_for_backward(gradient)
         return loss
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grads[0][:, None], None, None
 
-
-class _LogProb(torch.autograd.Function):
+class _LogProb(_Prepared):
     @staticmethod
     def forward(ctx: Any, out: Tensor, action: Tensor, edge: Tensor) -> Tensor:
         out, action = out.contiguous(), action.contiguous()
@@ -234,11 +227,6 @@ class _LogProb(torch.autograd.Function):
         )
         ctx.save_for_backward(gradient)
         return log_prob
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grads[0][..., None], None, None
 
 
 class _Sample(torch.autograd.Function):

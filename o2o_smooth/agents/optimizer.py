@@ -106,7 +106,7 @@ class MemberAdam:
                 np.copyto(scale[0], np.where(mask, self.learning_rates[name] / (1 - BETA1**steps), -1.0))
                 np.copyto(scale[1], np.sqrt(1 - BETA2**steps))
             scale[2] = follow if name in self.targets else -1.0
-        at = (self._parameters[0].data_ptr(), self._parameters[-1].data_ptr())
+        at = tuple([p.data_ptr() for p in self._parameters])
         if self._slots is None or self._slots.at != at:
             self._slots = self._make_slots()
         # A component that stays needs no gradients, but its slot may still have a target to move.

@@ -205,7 +205,7 @@ class StackedNet:
 
     def bind(self, groups: Sequence[Sequence[Tensor]]) -> None:
         """Use these parameters: weights, biases, gains and shifts of the layers, contiguous float32."""
-        at = (groups[0][0].data_ptr(), groups[1][-1].data_ptr())  # they move together if at all
+        at = tuple([p.data_ptr() for group in groups for p in group])
         if at == self._at:
             return
         self._at = at
@@ -312,7 +312,7 @@ class AdamSlots:
             slot.target = None if t is None else t.data_ptr()
             slot.rate, slot.root, slot.tau = (row.ctypes.data for row in scale)
             slot.size = p.numel() // self.members
-        self.at = (parameters[0].data_ptr(), parameters[-1].data_ptr())
+        self.at = tuple([p.data_ptr() for p in parameters])
         self._gradients: list[Tensor | None] = [None] * len(parameters)
         self._kept = (list(first), list(second), list(targets), list(scales))  # what the pointers point at
 
