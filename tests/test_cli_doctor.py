@@ -135,7 +135,7 @@ def test_a_run_s_memory_is_told_part_by_part(folder: Path, capsys: pytest.Captur
     assert main(["doctor", *RUN]) == 0
     text = capsys.readouterr().out
     assert "2 x 1,000 rows of 11 floats" in text
-    assert re.search(r"peak +\d+ MiB", text)
+    assert re.search(r"peak +[\d.]+ [MG]iB", text)
     assert "fits" in text
     assert main(["doctor", "--json", *RUN]) == 0
     found = told(capsys)
