@@ -1,6 +1,7 @@
 """Actor-critics that expose an offline and an online objective over the same networks."""
 
-from o2o_smooth.agents.base import Agent, GradientReport
+from o2o_smooth.agents.base import Agent
+from o2o_smooth.agents.blending import GradientReport
 from o2o_smooth.agents.config import AgentConfig, SACObjectiveConfig, TD3ObjectiveConfig
 from o2o_smooth.agents.cql import CQL, CQLConfig
 from o2o_smooth.agents.iql import IQL, IQLConfig

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast, overload
@@ -24,6 +23,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from o2o_smooth.agents.blending import (
+    GradientReport,
+    Step,
+    blended_losses,
+    gradients_of,
+    matched_gradients,
+    report_gradients,
+    report_plan,
+)
 from o2o_smooth.agents.config import AgentConfig
 from o2o_smooth.agents.mirror import Mirror
 from o2o_smooth.agents.networks import PRECISIONS, Networks, Precision
@@ -31,33 +39,15 @@ from o2o_smooth.agents.optimizer import MemberAdam
 from o2o_smooth.agents.plan import Plan, Planner
 from o2o_smooth.agents.readings import Readings
 from o2o_smooth.agents.settings import Settings, settle
+from o2o_smooth.agents.spaces import check_spaces
 from o2o_smooth.agents.stacked import kernels_take
 from o2o_smooth.data.batch import Batch, as_batch
 from o2o_smooth.draws import make_draws
-from o2o_smooth.errors import ConfigError, DataError, EnvError
+from o2o_smooth.errors import ConfigError, DataError
 from o2o_smooth.kernels.cpu import all_threads
-from o2o_smooth.smoothing.objective import (
-    COMPONENTS,
-    Kind,
-    Mix,
-    Noise,
-    Objective,
-    blend,
-    match_gradients,
-    member_dots,
-    member_norms,
-)
+from o2o_smooth.smoothing.objective import COMPONENTS, Mix, Noise, Objective
 
 Metrics = Mapping[str, Tensor]  # name -> (M,), detached, on the device: reading one waits for it
-
-
-@dataclass(frozen=True)
-class GradientReport:
-    """The two objectives' gradients of one component at one moment, per member (M,)."""
-
-    norm_offline: Tensor
-    norm_online: Tensor
-    cosine: Tensor
 
 
 class Agent:
@@ -111,7 +101,7 @@ class Agent:
             )
         if len(seeds) == 0:
             raise ConfigError("a population needs at least one seed")
-        obs_dim, low, high = _check_spaces(observation_space, action_space)
+        obs_dim, low, high = check_spaces(observation_space, action_space)
         self.obs_dim, self.action_dim, self.members = obs_dim, len(low), len(seeds)
         self.action_low, self.action_high = low, high
         self.seeds = tuple(int(s) for s in seeds)
@@ -306,7 +296,7 @@ class Agent:
             self.networks.set_precision(self.precision)
         try:
             if plan.mode == "matched":
-                losses, info, gradients = self._matched_gradients(plan, source, target, noise, weights)
+                losses, info, gradients = matched_gradients(self._step(plan, source, target, noise, weights))
                 self.optimizer.zero_grad()
                 parameters = self.networks.component_parameters()
                 for name, own in gradients.items():
@@ -344,10 +334,10 @@ class Agent:
         self.networks.set_precision(self.precision)
         try:
             if plan.mode == "matched":
-                losses, info, gradients = self._matched_gradients(plan, source, target, noise, weights)
+                losses, info, gradients = matched_gradients(self._step(plan, source, target, noise, weights))
             else:
                 losses, info = self._loss_function(plan)(source, target, noise, weights)
-                gradients = self._gradients(list(losses.values()), list(losses), self.networks.component_parameters())
+                gradients = gradients_of(losses, self.networks.component_parameters())
         finally:
             self.networks.set_precision("fp32")
         return {**info, **{f"{name}/loss": loss.detach() for name, loss in losses.items()}}, gradients
@@ -365,23 +355,11 @@ class Agent:
         """
         source = self._as_batch(batch)
         target = source if online_batch is None else self._as_batch(online_batch)
-        shared = [name for name in self.offline.components if name in self.online.components]
         source = self.encode(source)
         target = self.encode(target) if online_batch is not None else source
-        want = frozenset(shared)
-        kinds: tuple[tuple[str, Kind], ...] = tuple((name, "mixed") for name in COMPONENTS)
-        noise = self._noise(Plan(kinds, want, want, "loss", one_batch=False), source)
-        parameters = self.networks.component_parameters()
-        offline, online = self.offline.terms(source, noise, want), self.online.terms(target, noise, want)
-        off = self._gradients([offline[name].loss for name in shared], shared, parameters)
-        on = self._gradients([online[name].loss for name in shared], shared, parameters)
-        report = {}
-        for name in shared:
-            n_off, n_on = member_norms(off[name]), member_norms(on[name])
-            tiny = torch.finfo(n_off.dtype).tiny
-            cosine = member_dots(off[name], on[name]) / (n_off * n_on).clamp_min(tiny)
-            report[name] = GradientReport(n_off, n_on, cosine)
-        return report
+        plan = report_plan(self.offline, self.online)
+        noise = self._noise(plan, source)
+        return report_gradients(self._step(plan, source, target, noise, {}))
 
     @property
     def plans(self) -> Planner:
@@ -415,58 +393,18 @@ class Agent:
         noise.update({name: self.draws.uniform(name, self.updates, (n, *rows)) for name, n in uniform.items()})
         return noise
 
+    def _step(self, plan: Plan, source: Batch, target: Batch, noise: Noise, weights: Mapping[str, Tensor]) -> Step:
+        parameters = self.networks.component_parameters()
+        return Step(self.offline, self.online, plan, source, target, noise, weights, parameters)
+
     def _loss_function(self, plan: Plan) -> Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]:
         if not self.compile:
-            return partial(self._losses, plan)
+            return partial(blended_losses, self.offline, self.online, plan)
         if plan not in self._compiled:
-            self._compiled[plan] = torch.compile(partial(self._losses, plan), dynamic=False)
+            self._compiled[plan] = torch.compile(
+                partial(blended_losses, self.offline, self.online, plan), dynamic=False
+            )
         return self._compiled[plan]
-
-    def _losses(
-        self, plan: Plan, source: Batch, target: Batch, noise: Noise, weights: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """All terms of a step: the loss per component (M,), and what to report, (M, ...)."""
-        y_source = y_target = None
-        if plan.mode == "target" and "critic" in plan.offline and "critic" in plan.online:
-            y_source = self._blended_target(source, noise, weights["critic"])
-            y_target = y_source if plan.one_batch else self._blended_target(target, noise, weights["critic"])
-        offline = self.offline.terms(source, noise, plan.offline, y_source) if plan.offline else {}
-        online = self.online.terms(target, noise, plan.online, y_target) if plan.online else {}
-        losses = blend(offline, online, weights, dict(plan.kinds))
-        return losses, _merge_info(offline, online)
-
-    @torch.no_grad()
-    def _blended_target(self, batch: Batch, noise: Noise, weight: Tensor) -> Tensor:
-        w = weight[:, None]
-        return (1 - w) * self.offline.critic_target(batch, noise) + w * self.online.critic_target(batch, noise)
-
-    def _matched_gradients(
-        self, plan: Plan, source: Batch, target: Batch, noise: Noise, weights: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, list[Tensor]]]:
-        """Losses, metrics, and gradients: norm-matched ones where both objectives carry weight, else plain ones."""
-        kinds = dict(plan.kinds)
-        offline = self.offline.terms(source, noise, plan.offline) if plan.offline else {}
-        online = self.online.terms(target, noise, plan.online) if plan.online else {}
-        losses = blend(offline, online, weights, kinds)
-        parameters = self.networks.component_parameters()
-        both = [name for name in losses if name in offline and name in online]
-        alone = [name for name in losses if name not in both]
-        off = self._gradients([offline[name].loss for name in both], both, parameters)
-        on = self._gradients([online[name].loss for name in both], both, parameters)
-        gradients = self._gradients([losses[name] for name in alone], alone, parameters)
-        gradients |= {name: match_gradients(off[name], on[name], weights[name]) for name in both}
-        return losses, _merge_info(offline, online), gradients
-
-    def _gradients(
-        self, losses: Sequence[Tensor], names: Sequence[str], parameters: Mapping[str, Sequence[Tensor]]
-    ) -> dict[str, list[Tensor]]:
-        """Gradients of the sum of losses (M,), of the named components' parameters."""
-        if not names:
-            return {}
-        flat = [p for name in names for p in parameters[name]]
-        ones = [self._ones] * len(losses)
-        found = iter(torch.autograd.grad(list(losses), flat, ones, allow_unused=True, materialize_grads=True))
-        return {name: [next(found) for _ in parameters[name]] for name in names}
 
     # Keeping
 
@@ -487,31 +425,3 @@ class Agent:
 
         agent = load_agent(Path(path), device=device, compile=compile, expected=cls if cls is not Agent else None)
         return cast(Self, agent)
-
-
-def _merge_info(offline: Mapping[str, Any], online: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Metrics of both sides; the side's name goes in front where both are alive."""
-    info: dict[str, Tensor] = {}
-    for prefix, terms in (("offline/", offline), ("online/", online)):
-        for name, term in terms.items():
-            side = prefix if offline and online else ""
-            info.update({f"{side}{key}": value for key, value in term.info.items()})
-            if offline and online:
-                info[f"{prefix}{name}/loss"] = term.loss.detach()
-    return info
-
-
-def _check_spaces(
-    observation_space: gym.Space[Any], action_space: gym.Space[Any]
-) -> tuple[int, NDArray[np.float32], NDArray[np.float32]]:
-    if not isinstance(observation_space, gym.spaces.Box) or len(observation_space.shape) != 1:
-        raise EnvError(
-            f"observations must be a one-dimensional Box, got {observation_space}; "
-            f"wrap the environment in gymnasium.wrappers.FlattenObservation"
-        )
-    if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
-        raise EnvError(f"actions must be a one-dimensional Box, got {action_space}; discrete actions are not supported")
-    low, high = action_space.low.astype(np.float32), action_space.high.astype(np.float32)
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-        raise EnvError(f"actions must have finite bounds with low < high, got {action_space}")
-    return int(observation_space.shape[0]), low, high

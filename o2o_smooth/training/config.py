@@ -3,162 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from o2o_smooth.agents import AGENTS, AgentConfig
 from o2o_smooth.errors import ConfigError
-from o2o_smooth.smoothing import OfflineShare, PerformanceGateConfig, SmoothingController
-from o2o_smooth.smoothing.controller import make_rule
-from o2o_smooth.smoothing.schedules import parse_schedule
+from o2o_smooth.training.config_files import apply_values, read_toml, unknown
+from o2o_smooth.training.config_groups import REGIME_SHARE, EvaluationConfig, Regime, SmoothingConfig
+
+__all__ = [
+    "REGIME_SHARE",
+    "EvaluationConfig",
+    "Regime",
+    "RunConfig",
+    "SmoothingConfig",
+    "apply_values",
+    "default_config",
+    "read_toml",
+    "unknown",
+]
 
 C = TypeVar("C", bound=AgentConfig)
-Regime = Literal["retain", "mixed", "discard"]
-REGIME_SHARE: dict[str, float] = {"retain": 0.0, "mixed": 0.5, "discard": 0.0}
-
-
-@dataclass(frozen=True)
-class SmoothingConfig:
-    """How the offline objective gives way to the online one after the switch."""
-
-    schedule: str = "linear"
-    """Weight of the online objective over time: jump | stay | linear | cosine | exponential | sigmoid | power | steps,
-    each with its own length (linear:5000) or --ramp-steps, with modifiers in front (hold:1000+linear,
-    floor:0.2+linear); or the adaptive performance_gate, which advances while the return holds and retreats when it does
-    not."""
-    ramp_steps: int = 5000
-    """Length of the ramp, in --ramp-unit."""
-    ramp_unit: Literal["env_steps", "updates"] = "env_steps"
-    """What the ramp counts, per seed."""
-    actor_schedule: str | None = None
-    """The actor's own curve; default: --schedule."""
-    critic_schedule: str | None = None
-    """The critics' own curve; V follows it unless it has its own."""
-    value_schedule: str | None = None
-    """V's own curve (IQL)."""
-    temperature_schedule: str | None = None
-    """The temperature's own curve."""
-    weight_in: Literal["raw", "effective"] = "raw"
-    """raw: the curve is the weight w. effective: the curve is the share of the online gradient in the step."""
-    mode: Literal["loss", "target", "matched"] = "loss"
-    """loss: blend the losses. target: blend the TD targets. matched: bring both gradients to one norm first."""
-    regime: Regime = "retain"
-    """retain: offline loss on offline rows, online loss on online rows. mixed: both on one batch of both kinds of rows.
-    discard: the offline rows are gone at the switch."""
-    offline_fraction: float | None = None
-    """Share of offline rows in the online objective's batch; default: 0.5 with mixed, otherwise 0."""
-    offline_fraction_end: float | None = None
-    """Where that share is annealed to; default: it stays."""
-    offline_fraction_schedule: str = "linear"
-    """The curve along which the share is annealed."""
-    gate_share: float = 0.85
-    """performance_gate: open while the running return is at least this share of the return at the switch (measured from
-    the random policy's, where known)."""
-    gate_retreat: float = 2.0
-    """performance_gate: speed of retreat relative to advance; 0 holds instead."""
-    gate_interval: float = 250.0
-    """performance_gate: steps between decisions, in --ramp-unit."""
-    gate_episodes: int = 4
-    """performance_gate: episodes in the yardstick at the switch, and in the running return."""
-
-    def __post_init__(self) -> None:
-        if self.ramp_steps < 1:
-            raise ConfigError(f"ramp_steps must be at least 1, got {self.ramp_steps}")
-        if self.regime not in REGIME_SHARE:
-            raise ConfigError(f"regime must be one of {', '.join(REGIME_SHARE)}, got '{self.regime}'")
-        for name in ("offline_fraction", "offline_fraction_end"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 <= value <= 1.0:
-                raise ConfigError(f"{name} must lie in [0, 1], got {value}")
-        share = REGIME_SHARE[self.regime] if self.offline_fraction is None else self.offline_fraction
-        if self.regime == "discard" and (share or self.offline_fraction_end):
-            raise ConfigError("regime discard has no offline rows: offline_fraction must be 0 (or choose regime mixed)")
-        if self.offline_fraction_end is None and self.offline_fraction_schedule != "linear":
-            raise ConfigError("offline_fraction_schedule has no effect without offline_fraction_end")
-        self.controller(members=1)  # every text must be readable now, not at the switch
-
-    def controller(self, *, members: int, lanes: int = 1, random_return: float | None = None) -> SmoothingController:
-        """The controller these settings describe, for `members` with `lanes` parallel environments each.
-
-        Raises:
-            ConfigError: A schedule that cannot be read.
-        """
-        share = REGIME_SHARE[self.regime] if self.offline_fraction is None else self.offline_fraction
-        overrides = {
-            name: text
-            for name in ("actor", "critic", "value", "temperature")
-            if (text := getattr(self, f"{name}_schedule")) is not None
-        }
-        try:
-            gate = PerformanceGateConfig(
-                share=self.gate_share,
-                retreat=self.gate_retreat,
-                interval=self.gate_interval,
-                reference_episodes=self.gate_episodes,
-                window=self.gate_episodes,
-            )
-            return SmoothingController(
-                make_rule(
-                    self.schedule,
-                    self.ramp_steps,
-                    members=members,
-                    lanes=lanes,
-                    random_return=random_return,
-                    gate=gate,
-                ),
-                ramp_steps=self.ramp_steps,
-                overrides=overrides,
-                offline_share=OfflineShare(
-                    share, self.offline_fraction_end, parse_schedule(self.offline_fraction_schedule, self.ramp_steps)
-                ),
-                members=members,
-                unit=self.ramp_unit,
-                weight_in=self.weight_in,
-                mode=self.mode,
-            )
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """When and how the policy is evaluated, on environments and seeds of its own."""
-
-    eval_episodes: int = 20
-    """Episodes per evaluation and seed."""
-    switch_episodes: int = 40
-    """Episodes of the evaluation at the switch (J0), which everything is compared with."""
-    eval_envs: int = 10
-    """Parallel evaluation environments per seed; each runs the same number of episodes."""
-    eval_every: int | None = None
-    """Online steps per seed between evaluations, after the dense first ones (250, 500, 1000, ...); default: a
-    twentieth of --online-steps."""
-    offline_eval_every: int | None = None
-    """Offline updates between evaluations; default: a quarter of --offline-updates; 0: only at the switch."""
-
-    def __post_init__(self) -> None:
-        for name in ("eval_episodes", "switch_episodes", "eval_envs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.eval_every is not None and self.eval_every < 1:
-            raise ConfigError(f"eval_every must be at least 1, got {self.eval_every}")
-        if self.offline_eval_every is not None and self.offline_eval_every < 0:
-            raise ConfigError(f"offline_eval_every must not be negative, got {self.offline_eval_every}")
-
-    def online_steps(self, budget: int) -> list[int]:
-        """Evaluation points after the switch: log-spaced from 250, then regular, and the end of the budget."""
-        every = self.eval_every or max(1, budget // 20)
-        points = {budget, *range(every, budget + 1, every)}
-        step = 250
-        while step < min(every, budget):
-            points.add(step)
-            step *= 2
-        return sorted(points)
 
 
 @dataclass(frozen=True)
@@ -284,117 +151,6 @@ class RunConfig(Generic[C]):
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the manifest."""
         return dataclasses.asdict(self)
-
-
-def unknown(kind: str, name: str, choices: Mapping[str, object]) -> str:
-    """Text for an unknown name, with the closest ones, or all where they are few."""
-    close = difflib.get_close_matches(name, list(choices), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else ""
-    every = f"available: {', '.join(choices)}" if len(choices) <= 12 or not close else ""
-    return f"there is no {kind} '{name}'; " + " ".join(part for part in (hint, every) if part)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a config file.
-
-    Raises:
-        ConfigError: The file is absent or not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"config file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"config file {path} cannot be read: {error}") from None
-
-
-def apply_values(config: Any, values: Mapping[str, Any], where: str) -> Any:
-    """A copy of a config dataclass with values put in by name.
-
-    A name is a flag's name (with - or _), at the top level or inside its group's table; groups may be left out because
-    names are unique.
-
-    Raises:
-        ConfigError: An unknown key or a value of the wrong type, named together with `where` it stands.
-    """
-    own: dict[str, Any] = {}
-    groups: dict[str, dict[str, Any]] = {}
-    for raw_key, value in values.items():
-        path = _find(config, raw_key.replace("-", "_"))
-        if path is None:
-            raise ConfigError(f"{where}: " + unknown("setting", raw_key, dict.fromkeys(_names(config))))
-        head = getattr(config, path[0])
-        if len(path) > 1:
-            groups.setdefault(path[0], {})[raw_key] = value
-        elif not dataclasses.is_dataclass(head):
-            own[path[0]] = _convert(path[0], value, _hint(config, path[0]), where)
-        elif isinstance(value, Mapping):
-            groups.setdefault(path[0], {}).update(value)
-        else:
-            raise ConfigError(f"{where}: '{path[0]}' is a group of settings, write [{path[0]}] and its settings below")
-    # All at once, since settings are checked against each other.
-    own |= {name: apply_values(getattr(config, name), inner, where) for name, inner in groups.items()}
-    return dataclasses.replace(config, **own)
-
-
-def _hint(config: Any, name: str) -> str:
-    return next(str(f.type) for f in dataclasses.fields(config) if f.name == name)
-
-
-def _names(config: Any) -> list[str]:
-    names: list[str] = []
-    for f in dataclasses.fields(config):
-        inner = getattr(config, f.name)
-        names += [f.name] if not dataclasses.is_dataclass(inner) else [f.name, *_names(inner)]
-    return names
-
-
-def _find(config: Any, key: str) -> list[str] | None:
-    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    if key in fields:
-        return [key]
-    for name, inner in fields.items():
-        if dataclasses.is_dataclass(inner) and (path := _find(inner, key)) is not None:
-            return [name, *path]
-    return None
-
-
-def _convert(name: str, value: Any, hint: str, where: str) -> Any:
-    """Check a TOML value against a field's annotation (as text; annotations are postponed)."""
-    if hint.startswith("tuple[int"):
-        items = value if isinstance(value, list | tuple) else [value]
-        if all(isinstance(v, int) and not isinstance(v, bool) for v in items):
-            return tuple(items)
-    elif hint.startswith("bool"):
-        if isinstance(value, bool):
-            return value
-    elif isinstance(value, bool):
-        pass
-    elif hint.startswith("int"):
-        if isinstance(value, int):
-            return value
-    elif hint.startswith("float"):
-        if isinstance(value, int | float):
-            return float(value)
-    elif hint.startswith("Literal") or hint == "Regime":
-        choices = (
-            ("retain", "mixed", "discard")
-            if hint == "Regime"
-            else tuple(part.strip().strip("\"'") for part in hint[hint.index("[") + 1 : hint.rindex("]")].split(","))
-        )
-        if value in choices:
-            return value
-        raise ConfigError(f"{where}: {name} must be one of {', '.join(choices)}, got {value!r}")
-    elif isinstance(value, str):
-        return value
-    words = {
-        "tuple[int, ...]": "a list of integers",
-        "bool": "true or false",
-        "int": "an integer",
-        "float": "a number",
-        "str": "a string",
-    }
-    raise ConfigError(f"{where}: {name} must be {words.get(hint.split(' |')[0], hint)}, got {value!r}")
 
 
 def default_config(

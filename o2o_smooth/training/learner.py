@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from o2o_smooth.agents import Agent
-from o2o_smooth.agents.base import GradientReport, Metrics
+from o2o_smooth.agents.base import Metrics
+from o2o_smooth.agents.blending import GradientReport
 from o2o_smooth.data.batch import Batch
 from o2o_smooth.data.buffer import ReplayBuffer, concatenate
 from o2o_smooth.errors import ConfigError
