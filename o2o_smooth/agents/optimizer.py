@@ -9,7 +9,7 @@ ordinary case), torch's fused Adam. On a GPU nothing of it waits for the host (`
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -196,6 +196,19 @@ class MemberAdam:
             rate = _per_member(self.learning_rates[name] * on / (1 - BETA1**steps), parameter)
             denominator = second.sqrt() / _per_member(np.sqrt(1 - BETA2**steps), parameter) + EPS
             parameter.sub_(rate * first / denominator)
+
+    @torch.no_grad()
+    def reset(self, components: Iterable[str]) -> None:
+        """Forget the moments and step counts of components, in place."""
+        for name in components:
+            for moment in (*self.first[name], *self.second[name]):
+                moment.zero_()
+            self.steps[name] = np.zeros_like(self.steps[name])
+
+    def set_rates(self, rates: Mapping[str, Rates]) -> None:
+        """Other learning rates from the next step on; captured graphs keep those that they were captured with."""
+        for name, rate in rates.items():
+            self.learning_rates[name] = np.broadcast_to(np.asarray(rate, np.float64), (self.members[name],))
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Moments and step counts, by name."""

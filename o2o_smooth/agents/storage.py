@@ -26,6 +26,7 @@ from o2o_smooth.errors import CheckpointError, O2OError
 FORMAT = 1
 FORMAT_OVERRIDES = 2  # the same with settings that differ between members, which an old reader would miss
 SHARED = ("obs_mean", "obs_std", "action_center", "action_half")  # tensors of the networks without a members axis
+OPTIONAL = ("target_actor.", "log_alpha")  # beginnings of the names of what an online objective may need or not
 
 
 def write_directory(path: Path, files: dict[str, Any]) -> Path:
@@ -248,10 +249,9 @@ def _build(
 def _restore(agent: Agent, tensors: dict[str, Tensor], path: Path, *, same_online: bool) -> None:
     own = agent.networks.state_dict()
     stored = {k.removeprefix("networks."): v for k, v in tensors.items() if k.startswith("networks.")}
-    optional = ("target_actor.", "log_alpha")
     for name, value in own.items():
         if name not in stored:
-            if not same_online and name.startswith(optional):
+            if not same_online and name.startswith(OPTIONAL):
                 continue
             raise CheckpointError(f"{path}: the tensor '{name}' is missing")
         if stored[name].shape != value.shape:
@@ -259,7 +259,7 @@ def _restore(agent: Agent, tensors: dict[str, Tensor], path: Path, *, same_onlin
                 f"{path}: '{name}' has shape {tuple(stored[name].shape)}, expected {tuple(value.shape)}; "
                 f"the widths of the networks cannot change"
             )
-    unknown = [k for k in stored if k not in own and not (not same_online and k.startswith(optional))]
+    unknown = [k for k in stored if k not in own and not (not same_online and k.startswith(OPTIONAL))]
     if unknown:
         raise CheckpointError(f"{path}: unknown tensor '{unknown[0]}'")
     if any(v.dtype == torch.float64 for v in stored.values()):
