@@ -35,7 +35,7 @@ from o2o_smooth.agents.blending import (
 from o2o_smooth.agents.config import AgentConfig
 from o2o_smooth.agents.mirror import Mirror
 from o2o_smooth.agents.networks import PRECISIONS, Networks, Precision
-from o2o_smooth.agents.optimizer import MemberAdam
+from o2o_smooth.agents.optimizer import Mask, MemberAdam
 from o2o_smooth.agents.plan import Plan, Planner
 from o2o_smooth.agents.readings import Readings
 from o2o_smooth.agents.settings import Settings, settle
@@ -48,6 +48,10 @@ from o2o_smooth.kernels.cpu import all_threads
 from o2o_smooth.smoothing.objective import COMPONENTS, Mix, Noise, Objective
 
 Metrics = Mapping[str, Tensor]  # name -> (M,), detached, on the device: reading one waits for it
+Pull = Callable[[Mapping[str, Mask]], Mapping[str, Tensor]]
+"""Adds to the gradients in `.grad` of the components that move (component -> members, (M,)); gives metrics (M, ...).
+
+It acts in `Agent.update` alone: `Agent.gradients`, and so a captured graph, does not see it."""
 
 
 class Agent:
@@ -125,6 +129,8 @@ class Agent:
         self._optimizer: MemberAdam | None = None
         self._plans = Planner(self.offline, self.online)
         self.pure = Mix.uniform(0.0, self.members)  # offline updates
+        self.frozen: Mapping[str, Mask] = {}  # component -> members (M,) that do not move it for now
+        self.pull: Pull | None = None
         self._ones = torch.ones(self.members, dtype=self.dtype, device=self.device)
         self._mirror = Mirror(self)
 
@@ -287,7 +293,7 @@ class Agent:
         source = self._as_batch(batch)
         target = source if online_batch is None or online_batch is batch else self._as_batch(online_batch)
         mix = mix or self.pure
-        plan, movement = self.plans(mix, updates=self.updates, one_batch=target is source)
+        plan, movement = self.plans(mix, updates=self.updates, one_batch=target is source, frozen=self.frozen)
         source = self.encode(source)
         target = source if plan.one_batch else self.encode(target)
         noise = self._noise(plan, source)
@@ -311,6 +317,8 @@ class Agent:
             self.networks.set_depositing(False)
             if self.precision != "fp32":
                 self.networks.set_precision("fp32")  # acting and evaluating are not worth a rounding
+        if self.pull is not None:
+            info.update(self.pull(movement.components))
         self.optimizer.step(movement.components, moving=movement.targets, tau=self.settings.host("tau"))
         self.updates += 1
         info.update({f"{name}/loss": loss.detach() for name, loss in losses.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -63,8 +64,12 @@ class Planner:
         self._plans: dict[object, tuple[Plan, Movement]] = {}
         self._noise: dict[Plan, tuple[dict[str, int], dict[str, int]]] = {}
 
-    def __call__(self, mix: Mix, *, updates: int, one_batch: bool) -> tuple[Plan, Movement]:
+    def __call__(
+        self, mix: Mix, *, updates: int, one_batch: bool, frozen: Mapping[str, Mask] | None = None
+    ) -> tuple[Plan, Movement]:
         """What the step after `updates` updates computes, and whom it moves.
+
+        A member whose mask in `frozen` is set does not move that component, whatever its weight.
 
         A member at w = 0 takes the pure offline step, one at w = 1 the pure online step, whatever the others do. Where
         the two objectives move the actor and the targets at different rhythms, a blended step takes the slower one.
@@ -73,10 +78,11 @@ class Planner:
         ends: tuple[bytes, ...] = ()
         if any(kind == "mixed" for _, kind in kinds) and len(mix.weights["actor"]) > 1:
             ends = tuple([((w > 0) + 2 * (w < 1)).tobytes() for w in mix.weights.values()])
-        key = (kinds, ends, mix.mode, one_batch, (updates + 1) % self.period)
+        held = tuple([(name, mask.tobytes()) for name, mask in frozen.items()]) if frozen else ()
+        key = (kinds, ends, mix.mode, one_batch, (updates + 1) % self.period, held)
         found = self._plans.get(key)
         if found is None:
-            found = self._plans[key] = self._make(mix, updates, one_batch)
+            found = self._plans[key] = self._make(mix, updates, one_batch, frozen or {})
         return found
 
     def noise(self, plan: Plan) -> tuple[dict[str, int], dict[str, int]]:
@@ -90,19 +96,23 @@ class Planner:
                         counts.update({name: max(n, counts.get(name, 0)) for name, n in needed.items()})
         return found
 
-    def _make(self, mix: Mix, updates: int, one_batch: bool) -> tuple[Plan, Movement]:
+    def _make(self, mix: Mix, updates: int, one_batch: bool, frozen: Mapping[str, Mask]) -> tuple[Plan, Movement]:
         kinds = {name: mix.kind(name) for name in COMPONENTS}
         off = wanted(self.offline.components, kinds, "offline")
         on = wanted(self.online.components, kinds, "online")
         due = self._due(mix, updates)
         if not due.any():
             off, on = off - {"actor"}, on - {"actor"}
+        still = {name for name, mask in frozen.items() if mask.all()}
+        off, on = off - still, on - still
         moving: dict[str, Mask] = {}
         for name in off | on:
             weight = mix.weights[name]
             moving[name] = ((weight < 1) & (name in off)) | ((weight > 0) & (name in on))
         if "actor" in moving:
             moving["actor"] &= due
+        for name in frozen.keys() & moving.keys():
+            moving[name] &= ~frozen[name]
         mode = mix.mode if any(kind == "mixed" for kind in kinds.values()) else "loss"
         return Plan(tuple(kinds.items()), off, on, mode, one_batch), Movement(moving, due)
 

@@ -44,9 +44,10 @@ def save_checkpoint(
     controller: dict[str, Any] | None = None,
     *,
     members: Sequence[int] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint directory, atomically; of some members of a population, or of all."""
-    extra: dict[str, Any] = {"run.json": asdict(record)}
+    """Write a checkpoint directory, atomically; of some members of a population, or of all; with `extra` files."""
+    extra = {"run.json": asdict(record), **(extra or {})}
     if controller is not None:
         extra["controller.json"] = controller
     return save_agent(agent, path, extra, members=members)

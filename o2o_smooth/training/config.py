@@ -12,10 +12,14 @@ from o2o_smooth.agents import AGENTS, AgentConfig
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.training.config_files import apply_values, read_toml, unknown
 from o2o_smooth.training.config_groups import REGIME_SHARE, EvaluationConfig, Regime, SmoothingConfig
+from o2o_smooth.training.config_hygiene import AnchorConfig, AveragingConfig, HygieneConfig, check_hygiene
 
 __all__ = [
     "REGIME_SHARE",
+    "AnchorConfig",
+    "AveragingConfig",
     "EvaluationConfig",
+    "HygieneConfig",
     "Regime",
     "RunConfig",
     "SmoothingConfig",
@@ -38,6 +42,12 @@ class RunConfig(Generic[C]):
     """How the offline objective gives way to the online one."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """When and how the policy is evaluated."""
+    hygiene: HygieneConfig = field(default_factory=HygieneConfig)
+    """What happens at the switch besides smoothing."""
+    anchors: AnchorConfig = field(default_factory=AnchorConfig)
+    """What pulls back to the switch."""
+    averaging: AveragingConfig = field(default_factory=AveragingConfig)
+    """Averages of parameters."""
     task: str = "D4RL/pointmaze/umaze-dense-v2"
     """A D4RL id (hopper-medium-v2), a Minari id (D4RL/pointmaze/umaze-v2) or any registered gymnasium id."""
     agent: str = "iql"
@@ -147,6 +157,7 @@ class RunConfig(Generic[C]):
             raise ConfigError("random_steps would make random episodes the performance gate's yardstick; leave one out")
         if self.offline_updates == 0 and self.online_steps == 0 and self.pretrained is None:
             raise ConfigError("nothing to do: offline_updates and online_steps are both 0")
+        check_hygiene(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the manifest."""

@@ -48,6 +48,8 @@ class OnlineSettings:
     """Updates per environment step."""
     update_after: int = 64
     """Steps before the first update."""
+    warm_up_steps: int = 0
+    """First steps that the policy collects as it is: no update, and the controller's clock stands."""
     random_steps: int = 0
     """First steps with uniformly random actions."""
     log_every: int = 1000
@@ -57,7 +59,11 @@ class OnlineSettings:
 
     def updates_due(self, env_steps: int) -> int:
         """Updates that must have been done once so many steps have been taken."""
-        return int(self.utd * max(0, env_steps - self.update_after))
+        return int(self.utd * max(0, env_steps - max(self.update_after, self.warm_up_steps)))
+
+    def clock(self, env_steps: int) -> int:
+        """What the controller's clock shows once so many steps have been taken."""
+        return max(0, env_steps - self.warm_up_steps)
 
 
 class Observer(Protocol):
@@ -105,10 +111,11 @@ def finetune(
     )
 
     def explore(obs: FloatArray) -> FloatArray | Callable[[], NDArray[Any]]:
-        if agent.device.type == "cpu":
-            return agent.act(obs, deterministic=False, step=collector.env_steps)
-        # The actions are fetched when the environments need them: here nobody waits for the device.
-        return fetch(agent.act(to_device(obs, agent.device), deterministic=False, step=collector.env_steps))
+        with learner.acting():
+            if agent.device.type == "cpu":
+                return agent.act(obs, deterministic=False, step=collector.env_steps)
+            # The actions are fetched when the environments need them: here nobody waits for the device.
+            return fetch(agent.act(to_device(obs, agent.device), deterministic=False, step=collector.env_steps))
 
     points = list(settings.evaluate_at)
     returns: list[list[float]] = [[] for _ in range(agent.members)]
@@ -155,7 +162,7 @@ def finetune(
             for episode in collector.finish():
                 controller.observe_episodes(episode.member, [episode.episode_return], lane=episode.lane)
                 returns[episode.member].append(episode.episode_return)
-            controller.advance(env_steps=collector.per_member)
+            controller.advance(env_steps=settings.clock(collector.env_steps) - settings.clock(t))
     finally:
         collector.close()
 

@@ -117,7 +117,9 @@ class GraphedLearner(Learner):
         movements: list[Movement] = []
         values = np.zeros((len(mixes), *self._inputs.values.shape[1:]), np.float32)
         for k, mix in enumerate(mixes):
-            plan, movement = agent.plans(mix, updates=agent.updates + k, one_batch=source != "both")
+            plan, movement = agent.plans(
+                mix, updates=agent.updates + k, one_batch=source != "both", frozen=agent.frozen
+            )
             steps.append(Step(plan, movement.whole & level, movement.following))
             level -= movement.partly
             movements.append(movement)

@@ -7,6 +7,7 @@ lies in the buffers alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 from o2o_smooth.agents import Agent
@@ -75,6 +76,10 @@ class Learner:
             for mix in mixes[1:]:
                 info = self.online_update(mix)
         return info
+
+    def acting(self) -> AbstractContextManager[None]:
+        """Within it the agent acts as it should be seen to act: collecting, and in evaluations."""
+        return nullcontext()
 
     def source(self, mix: Mix) -> Source:
         """Whose rows an update after the switch sees: the two objectives' own ones, or one batch for both."""

@@ -17,6 +17,7 @@ from o2o_smooth.errors import O2OError
 from o2o_smooth.smoothing import COMPONENTS, SmoothingController
 from o2o_smooth.training.checkpoint import SwitchRecord, inherited, save_checkpoint
 from o2o_smooth.training.evaluate import Evaluation
+from o2o_smooth.training.hygiene import Hygiene
 from o2o_smooth.training.manifest import describe_dataset, make_manifest, now
 from o2o_smooth.training.online_data import write_online
 from o2o_smooth.training.prepare import Arm, Prepared
@@ -142,10 +143,13 @@ class Output:
             self.tracker.evaluation(row)
         save_checkpoint(self.out / "checkpoints" / "switch", agent, record, members=self._saved(agent))
 
-    def final(self, record: SwitchRecord, agent: Agent, controller: SmoothingController) -> None:
+    def final(
+        self, record: SwitchRecord, agent: Agent, controller: SmoothingController, hygiene: Hygiene | None = None
+    ) -> None:
         """Keep the end of the run."""
-        folder = self.out / "checkpoints" / "final"
-        save_checkpoint(folder, agent, record, controller.state_dict(), members=self._saved(agent))
+        folder, members = self.out / "checkpoints" / "final", self._saved(agent)
+        extra = None if hygiene is None else hygiene.files(members)
+        save_checkpoint(folder, agent, record, controller.state_dict(), members=members, extra=extra)
 
     def _saved(self, agent: Agent) -> Sequence[int] | None:
         return None if len(self.arm.members) == agent.members else self.arm.members

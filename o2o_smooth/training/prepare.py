@@ -22,6 +22,7 @@ from o2o_smooth.smoothing.objective import COMPONENTS
 from o2o_smooth.training.checkpoint import SwitchRecord, load_checkpoint
 from o2o_smooth.training.compiling import decide
 from o2o_smooth.training.config import RunConfig
+from o2o_smooth.training.hygiene import require_fits
 from o2o_smooth.training.memory import Shape
 from o2o_smooth.training.memory_check import MemoryCheck
 from o2o_smooth.training.progress import ProgressSink, when_slow
@@ -135,6 +136,8 @@ def prepare_population(
             compile=compiled,
             precision=config.precision,
         )
+    if config.online_steps > 0:
+        require_fits(agent, config.hygiene, config.anchors, offline_rows=reads)
     dataset = None
     if reads:
         dataset = load_dataset(
@@ -204,7 +207,11 @@ def needs_dataset(config: RunConfig[Any]) -> bool:
     """Whether the run reads offline rows."""
     if config.pretrained is None and config.offline_updates > 0:
         return True
-    if config.online_steps == 0 or config.smoothing.regime == "discard":
+    if config.online_steps == 0:
+        return False
+    if config.anchors.needs_offline_rows:
+        return config.dataset is not None or config.pretrained is not None
+    if config.smoothing.regime == "discard":
         return False
     return config.dataset is not None or (config.pretrained is not None and not _purely_online(config))
 

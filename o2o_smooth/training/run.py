@@ -26,7 +26,7 @@ from o2o_smooth.training.checkpoint import SwitchRecord
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.evaluate import Evaluation, Evaluator
 from o2o_smooth.training.finetune import OnlineSettings, finetune, overlaps
-from o2o_smooth.training.graphed import GraphedLearner
+from o2o_smooth.training.hygiene import TendedLearner
 from o2o_smooth.training.output import Diverged, Output, Values, own_metrics
 from o2o_smooth.training.prepare import Prepared, prepare
 from o2o_smooth.training.progress import ProgressSink, Silent
@@ -90,7 +90,7 @@ class Run:
         self.progress = progress
         self.members, self.seeds = len(prepared.members.seeds), prepared.members.seeds
         self.outputs = [Output(prepared, arm, progress, arm.name or name) for arm in prepared.arms]
-        self.learner = GraphedLearner(
+        self.learner = TendedLearner(
             self.agent,
             batch_size=self.config.batch_size,
             regime=self.config.smoothing.regime,
@@ -195,6 +195,20 @@ class Run:
             for output in self.outputs
         ]
         controller = self._controllers[0] if len(self._controllers) == 1 else JointController(self._controllers)
+        settings = OnlineSettings(
+            env_steps=budget,
+            utd=config.utd,
+            update_after=config.update_after,
+            warm_up_steps=config.hygiene.warm_up_steps,
+            random_steps=config.random_steps,
+            log_every=config.log_every or max(1, budget // 100),
+            evaluate_at=config.evaluation.online_steps(budget),
+        )
+        hygiene = self.learner.tend(
+            config.hygiene, config.anchors, config.averaging, updates=settings.updates_due(-(-budget // n) * n)
+        )
+        if hygiene is not None and self.learner.grouped and hygiene.alone:
+            self.progress.note(f"updates go one by one, without CUDA graphs, while {hygiene.alone} acts on them")
         if config.smoothing.regime == "discard":
             self.learner.offline_rows = None
         collector = Collector(
@@ -206,18 +220,10 @@ class Run:
             seeds=[s for seed in self.seeds for s in env_seeds(seed, Stream.TRAIN_ENV, n)],
             overlap=overlaps(config.overlap, config.vectorizer, agent.device),
         )
-        settings = OnlineSettings(
-            env_steps=budget,
-            utd=config.utd,
-            update_after=config.update_after,
-            random_steps=config.random_steps,
-            log_every=config.log_every or max(1, budget // 100),
-            evaluate_at=config.evaluation.online_steps(budget),
-        )
         self._clock, self._clock_updates = time.perf_counter(), agent.updates
         finetune(self.learner, collector, controller, settings, self)
         for output, record, own in zip(self.outputs, records, self._controllers, strict=True):
-            output.final(record, agent, own)
+            output.final(record, agent, own, hygiene)
             output.online_data(self.online_rows, f"online steps of {agent.name}")
 
     def log(self, env_steps: int, info: Metrics, signals: Sequence[Mapping[str, float]]) -> None:
@@ -247,7 +253,8 @@ class Run:
         if self._evaluator is None:
             envs = min(evaluation.eval_envs, evaluation.eval_episodes)
             self._evaluator = Evaluator(self.task, agent.seeds, envs=envs)
-        return self._evaluator.run(agent.act, episodes=episodes, index=index)
+        with self.learner.acting():
+            return self._evaluator.run(agent.act, episodes=episodes, index=index)
 
     def _evaluate(self, phase: str, env_steps: int, *, index: int) -> None:
         evaluation = self._run_evaluation(index, self.config.evaluation.eval_episodes)
