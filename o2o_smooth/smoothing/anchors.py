@@ -274,8 +274,8 @@ class Anchors:
         return info
 
     def _weighted(self, name: str, coefficient: float, values: Tensor, info: dict[str, Tensor]) -> Tensor:
-        info[f"anchor/{name}"] = values.detach()
-        info[f"anchor/{name}_coefficient"] = values.new_full((len(values),), coefficient)
+        info[f"actor/anchor_{name}"] = values.detach()
+        info[f"actor/anchor_{name}_coefficient"] = values.new_full((len(values),), coefficient)
         return coefficient * values.mean(-1).sum()
 
     @torch.no_grad()
@@ -285,12 +285,12 @@ class Anchors:
         away = torch._foreach_sub([p.detach() for p in parameters], self.start[name])
         if self.l2:
             _add(parameters, torch._foreach_mul(away, 2.0 * self.l2))
-            info[f"anchor/{name}_l2"] = self.l2 * _sums(torch._foreach_mul(away, away))
+            info[f"{name}/anchor_l2"] = self.l2 * _sums(torch._foreach_mul(away, away))
         if self.ewc:
             if name not in self.fisher:
                 raise RuntimeError("ewc needs set_fisher() before the first pull")
             pulls = torch._foreach_mul(away, self.fisher[name])
-            info[f"anchor/{name}_ewc"] = 0.5 * self.ewc * _sums(torch._foreach_mul(pulls, away))
+            info[f"{name}/anchor_ewc"] = 0.5 * self.ewc * _sums(torch._foreach_mul(pulls, away))
             _add(parameters, torch._foreach_mul(pulls, self.ewc))
         return info
 

@@ -145,3 +145,59 @@ def test_loaded_step_counts_reach_the_device() -> None:
     for mine, theirs in zip(second, first, strict=True):
         assert torch.equal(mine, theirs)
     assert b.steps["actor"].tolist() == [6, 6, 6]
+
+
+# At the switch
+
+
+def test_a_reset_component_goes_on_as_a_fresh_one_and_the_others_as_they_were() -> None:
+    def made() -> tuple[dict[str, list[nn.Parameter]], MemberAdam]:
+        parameters = {"actor": _parameters(), "critic": _parameters()}
+        return parameters, MemberAdam(parameters, {"actor": 0.01, "critic": 0.02})
+
+    def step(parameters: dict[str, list[nn.Parameter]], adam: MemberAdam, t: int) -> None:
+        for ps in parameters.values():
+            _fill(ps, t)
+        adam.step(dict.fromkeys(parameters, np.ones(3, bool)))
+
+    (parameters, adam), (untouched, other) = made(), made()
+    for t in range(4):
+        step(parameters, adam, t)
+        step(untouched, other, t)
+    adam.reset(["actor"])
+    assert adam.steps["actor"].tolist() == [0, 0, 0]
+    fresh = [nn.Parameter(p.detach().clone()) for p in parameters["actor"]]
+    reference = torch.optim.Adam(fresh, lr=0.01)
+    for t in range(4, 7):
+        step(parameters, adam, t)
+        step(untouched, other, t)
+        _fill(fresh, t)
+        reference.step()
+    for mine, theirs in zip(parameters["actor"], fresh, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
+    for mine, theirs in zip(parameters["critic"], untouched["critic"], strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["plain", "native"])
+@pytest.mark.parametrize("device", [False, True], ids=["host", "device"])
+def test_rates_that_change_between_steps_are_torchs(dtype: torch.dtype, device: bool) -> None:
+    ours, theirs = ([nn.Parameter(p.detach().to(dtype)) for p in _parameters()] for _ in range(2))
+    adam, reference = MemberAdam({"actor": ours}, {"actor": 0.0}), torch.optim.Adam(theirs)
+    for step in range(8):
+        rate = 0.01 * min(1.0, (step + 1) / 5)
+        adam.set_rates({"actor": rate})
+        reference.param_groups[0]["lr"] = rate
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.empty_like(p).normal_(generator=torch.Generator().manual_seed(step))
+            q.grad = p.grad.clone()
+        if device:
+            adam.on_device.upload()
+            adam.on_device.step({"actor": [p.grad for p in ours if p.grad is not None]}, {}, frozenset({"actor"}))
+            adam.on_device.count({"actor": np.ones(3, bool)})
+        else:
+            adam.step({"actor": np.ones(3, bool)})
+        reference.step()
+    rtol, atol = (1e-12, 1e-14) if dtype == torch.float64 else (1e-4, 1e-6)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=rtol, atol=atol)

@@ -87,8 +87,8 @@ def test_policy_anchors_have_the_value_and_gradient_of_the_formula(kind: str, na
     moved(agent)
     info = pulled(anchors, t=2)
     live = reference.parameters(agent)
-    values = info[f"anchor/{kind}"].mean(-1)
-    assert info[f"anchor/{kind}_coefficient"].tolist() == [0.75, 0.75]
+    values = info[f"actor/anchor_{kind}"].mean(-1)
+    assert info[f"actor/anchor_{kind}_coefficient"].tolist() == [0.75, 0.75]
     rng = np.random.default_rng(2)
     for m in range(2):
         assert values[m].item() == pytest.approx(by_hand(kind, agent, start, live, m), rel=1e-9)
@@ -111,8 +111,8 @@ def test_policy_anchors_have_the_value_and_gradient_of_the_formula(kind: str, na
 def test_kl_is_zero_at_the_switch_and_bc_is_not() -> None:
     agent = make_agent("iql")
     info = pulled(Anchors(agent.networks, kl=Decay(1.0), bc=Decay(1.0)))
-    assert info["anchor/kl"].abs().max() < 1e-12
-    assert info["anchor/bc"].abs().min() > 0
+    assert info["actor/anchor_kl"].abs().max() < 1e-12
+    assert info["actor/anchor_bc"].abs().min() > 0
 
 
 @pytest.mark.parametrize("parts", ["actor", "critic", "all"])
@@ -144,10 +144,10 @@ def test_l2_and_ewc_add_exactly_their_derivative_to_what_is_there(parts: str) ->
             assert p.grad is not None
             np.testing.assert_allclose(p.grad.numpy(), expected, rtol=1e-12, atol=1e-14)
         if name in components:
-            np.testing.assert_allclose(info[f"anchor/{name}_l2"], 0.3 * squares, rtol=1e-12)
-            np.testing.assert_allclose(info[f"anchor/{name}_ewc"], 0.35 * weighted, rtol=1e-12)
+            np.testing.assert_allclose(info[f"{name}/anchor_l2"], 0.3 * squares, rtol=1e-12)
+            np.testing.assert_allclose(info[f"{name}/anchor_ewc"], 0.35 * weighted, rtol=1e-12)
         else:
-            assert f"anchor/{name}_l2" not in info
+            assert f"{name}/anchor_l2" not in info
 
 
 def test_a_component_that_does_not_move_is_left_alone() -> None:
@@ -155,7 +155,7 @@ def test_a_component_that_does_not_move_is_left_alone() -> None:
     anchors = Anchors(agent.networks, kl=Decay(1.0), bc=Decay(1.0), l2=1.0, parts="all")
     moved(agent)
     info = pulled(anchors, moving=("critic",))
-    assert set(info) == {"anchor/critic_l2"}
+    assert set(info) == {"critic/anchor_l2"}
     assert all(p.grad is None for p in agent.networks.actor.parameters())
     with pytest.raises(RuntimeError, match="set_fisher"):
         pulled(Anchors(agent.networks, ewc=1.0))
