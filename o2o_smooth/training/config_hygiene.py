@@ -123,6 +123,12 @@ class AnchorConfig:
         return any((self.anchor_kl, self.anchor_bc, self.anchor_ewc, self.anchor_l2))
 
     @property
+    def copies(self) -> int:
+        """Tensors as large as the parameters, at most: the policy, the start, the way from it, Fisher information."""
+        held = 3 if self.anchor_l2 or self.anchor_ewc else 0
+        return int(self.on) + held + (2 if self.anchor_ewc else 0)
+
+    @property
     def needs_offline_rows(self) -> bool:
         """Whether offline rows are needed after the switch or at it."""
         return bool(self.anchor_bc or self.anchor_ewc)
@@ -156,6 +162,11 @@ class AveragingConfig:
     def on(self) -> bool:
         """Whether anything is averaged."""
         return bool(self.sfa_period or self.ema_decay)
+
+    @property
+    def copies(self) -> int:
+        """Tensors as large as the parameters, at most."""
+        return bool(self.sfa_period) + bool(self.ema_decay)
 
 
 def check_hygiene(config: RunConfig[Any]) -> None:

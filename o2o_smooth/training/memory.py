@@ -254,6 +254,9 @@ def _networks(config: RunConfig[Any], shape: Shape, members: int, on_device: boo
         Part("optimiser moments", *_place(moments, on_device), detail="two per trained parameter", phases=LEARNING),
         Part("gradients", *_place(gradients, on_device), phases=LEARNING),
     ]
+    if copies := config.anchors.copies + config.averaging.copies:
+        size = copies * members * trained * FLOAT
+        found.append(Part("anchors and averages", *_place(size, on_device), f"at most {copies} copies", LEARNING))
     if on_device:
         found.append(Part("checkpoint", networks + moments, detail="a copy of the device's", phases=("saving",)))
     return found

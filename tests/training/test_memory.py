@@ -21,7 +21,7 @@ from o2o_smooth.data.extent import Extent, extent
 from o2o_smooth.data.room import CONTAINER, MACHINE, Room, lies_in_memory, memory_left
 from o2o_smooth.envs import find_task
 from o2o_smooth.errors import ConfigError
-from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
+from o2o_smooth.training.config import AnchorConfig, AveragingConfig, EvaluationConfig, RunConfig, SmoothingConfig
 from o2o_smooth.training.memory import GIB, MIB, Prediction, Shape, parameters, predict
 from o2o_smooth.training.memory_check import HARMLESS, MemoryCheck, judge
 from o2o_smooth.training.memory_measure import child
@@ -66,6 +66,18 @@ def test_networks_moments_and_gradients_are_counted_as_the_agents_have_them(
     assert real[False] == 2 * targets
     moments = sum(t.numel() for name, t in made.optimizer.state_tensors().items() if "steps" not in name)
     assert abs(size(predict(settings, SHAPE, held=0), "optimiser moments") / 4 - moments) <= 2 * temperatures
+
+
+def test_what_anchors_and_averages_keep_counts() -> None:
+    name = "anchors and averages"
+    trained, _ = parameters(config(), SHAPE)
+    assert size(predict(config(), SHAPE, held=0), name) == 0
+    for changes, copies in (
+        ({"anchors": AnchorConfig(anchor_kl=1.0)}, 1),
+        ({"anchors": AnchorConfig(anchor_ewc=1.0), "averaging": AveragingConfig(sfa_period=0.5, ema_decay=0.9)}, 8),
+    ):
+        found = size(predict(config(seeds=(0, 1, 2), **changes), SHAPE, held=0), name)
+        assert found == 3 * copies * trained * 4
 
 
 @pytest.mark.parametrize(("steps", "num_envs", "rows"), [(1000, 1, 1000), (1001, 4, 1004), (50_000, 1, 20_000)])
