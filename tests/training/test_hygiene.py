@@ -26,18 +26,20 @@ OFF = HygieneConfig(), AnchorConfig(), AveragingConfig()
 UPDATES = 24
 
 
-def make_learner(name: str = "iql", online: str = "sac", *, members: int = 2, **options: Any) -> TendedLearner:
+def make_learner(
+    name: str = "iql", online: str = "sac", *, members: int = 2, device: str = "cpu", **options: Any
+) -> TendedLearner:
     """A learner of a float64 agent that has learned a little offline."""
-    agent = make_agent(name, online, members)
-    offline = ReplayBuffer(members, OFFLINE_ROWS, OBS_DIM, ACTION_DIM, shared=True)
+    agent = make_agent(name, online, members, device=device)
+    offline = ReplayBuffer(members, OFFLINE_ROWS, OBS_DIM, ACTION_DIM, shared=True, device=device)
     offline.add(rows(OFFLINE_ROWS, 1, 0))
-    collected = ReplayBuffer(members, CAPACITY, OBS_DIM, ACTION_DIM)
+    collected = ReplayBuffer(members, CAPACITY, OBS_DIM, ACTION_DIM, device=device)
     # A member's rows hang on its place alone, so that one alone has those that it has among others.
     collected.add(np.concatenate([rows(9, 1, 40 + m) for m in range(members)]))
     learner = TendedLearner(agent, batch_size=BATCH, offline_rows=offline, online_rows=collected, **options)
     learner.offline_updates(8)
     if agent.networks.log_alpha is not None:
-        agent.networks.log_alpha.data -= torch.arange(1.0, members + 1.0)  # as if it had been learned
+        agent.networks.log_alpha.data -= torch.arange(1.0, members + 1.0, device=device)  # as if it had been learned
     return learner
 
 
@@ -380,6 +382,19 @@ def test_updates_in_graphs_are_those_without(name: str, online: str, groups: Any
     for key, value in theirs.items():
         torch.testing.assert_close(mine[key], value, rtol=1e-9, atol=1e-11, msg=key)
     assert (recorder.recorded + recorder.warmed_up > before) == captures
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    "groups", [EVERYTHING, (HygieneConfig(critic_first_updates=5), AveragingConfig(sfa_period=0.4))]
+)
+def test_updates_on_a_gpu_are_those_without_graphs(groups: Any) -> None:
+    graphed, plain = (tended(*groups, device="cuda", graphs=graphs)[0] for graphs in ("on", "off"))
+    for learner in (graphed, plain):
+        learner.online_updates(curve(UPDATES))
+    mine, theirs = everything(graphed.agent), everything(plain.agent)
+    for key, value in theirs.items():
+        torch.testing.assert_close(mine[key], value, rtol=1e-8, atol=1e-10, msg=key)
 
 
 # What does not fit

@@ -154,6 +154,25 @@ def test_evaluations_show_the_running_mean_and_it_can_be_had_back(data: Path, tm
         acting_agent(final)
 
 
+def test_the_running_mean_collects(data: Path, tmp_path: Path) -> None:
+    """A mean that never moves collects the same whatever is trained; the raw actor does not."""
+    seen = {}
+    for decay in (0.0, 1.0 - 1e-12):
+        for schedule in ("jump", "stay"):
+            config = small(
+                data,
+                tmp_path / f"{schedule}-{decay}",
+                smoothing=SmoothingConfig(schedule),
+                averaging=AveragingConfig(ema_decay=decay),
+                utd=1.0,
+                hyper={"actor_lr": 0.01},
+            )
+            seen[decay, schedule] = from_hdf5([run(config) / "online" / "seed-5.hdf5"]).transitions.obs
+    (raw, mean) = ((seen[d, "jump"], seen[d, "stay"]) for d in (0.0, 1.0 - 1e-12))
+    assert not np.array_equal(*raw)
+    np.testing.assert_array_equal(*mean)
+
+
 def test_a_fork_reads_the_rows_that_its_anchors_need(data: Path, tmp_path: Path) -> None:
     base = str(run(small(data, tmp_path / "base", online_steps=0)))
     fork: dict[str, Any] = {"pretrained": base, "online_steps": 80, "smoothing": SmoothingConfig("jump")}
