@@ -16,19 +16,69 @@ The gradient of ewc and l2 is written out, that of kl and bc is one more pass of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from o2o_smooth.agents.heads import gaussian
-from o2o_smooth.agents.networks import MLP, Actor, Networks
 from o2o_smooth.smoothing.averaging import restore
 
-FISHER_ROWS = 256  # at a time
+
+class Network(Protocol):
+    """A stack of networks."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Of (M, ...) each."""
+        ...
+
+
+class Policy(Protocol):
+    """An actor; `agents.networks.Actor` is one."""
+
+    stochastic: bool
+
+    @property
+    def net(self) -> Network:
+        """Its network."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Of (M, ...) each."""
+        ...
+
+    def mode(self, obs: Tensor) -> Tensor:
+        """Deterministic action, (M, B, A)."""
+        ...
+
+    def distribution(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean before the tanh and log standard deviation, (M, B, A) each."""
+        ...
+
+    def log_prob(self, obs: Tensor, action: Tensor, *, edge: float | Tensor = ...) -> Tensor:
+        """Log density (M, B) of actions in [-1, 1]."""
+        ...
+
+
+class ActorCritic(Protocol):
+    """An agent's networks; `agents.networks.Networks` are such."""
+
+    @property
+    def actor(self) -> Policy:
+        """The policy."""
+        ...
+
+    @property
+    def critic(self) -> Network:
+        """The critics."""
+        ...
+
+    @property
+    def value(self) -> Network | None:
+        """V, where there is one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +105,7 @@ def gaussian_kl(mean0: Tensor, log_std0: Tensor, mean: Tensor, log_std: Tensor) 
     return (log_std - log_std0 + (variance0 + (mean0 - mean).square()) / (2 * variance) - 0.5).sum(-1)
 
 
-def policy_distance(reference: Actor, actor: Actor, obs: Tensor) -> Tensor:
+def policy_distance(reference: Policy, actor: Policy, obs: Tensor) -> Tensor:
     """KL(reference || actor) at every state, (M, B); between deterministic actors the squared error of the action.
 
     Args:
@@ -72,98 +122,19 @@ def policy_distance(reference: Actor, actor: Actor, obs: Tensor) -> Tensor:
     return gaussian_kl(mean0, log_std0, *actor.distribution(obs))
 
 
-def cloning_loss(actor: Actor, obs: Tensor, action: Tensor, edge: float | Tensor) -> Tensor:
+def cloning_loss(actor: Policy, obs: Tensor, action: Tensor, edge: float | Tensor) -> Tensor:
     """-log pi(a|s) of every row, (M, B), of actions in [-1, 1] clipped to +-(1 - edge); or the squared error."""
     if not actor.stochastic:
         return (actor.mode(obs) - action).square().mean(-1)
     return -actor.log_prob(obs, action, edge=edge)
 
 
-# Fisher information
-
-
-def diagonal_fisher(mlp: MLP, x: Tensor, scores: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Sum over scores of the mean over rows of the squared gradient of every parameter.
-
-    With scores whose squared gradients sum to the Fisher information of a row's output distribution, this is the
-    diagonal of the Fisher information of the parameters, without sampling.
-
-    Args:
-        mlp: The networks, (M, E copies).
-        x: Their input, (M, B, in).
-        scores: Output (M, E, B, out) to scores (K, M, E, B).
-
-    Returns:
-        One tensor per parameter, in the order of `mlp.parameters()`.
-    """
-    sums: list[Tensor] = []
-    for rows in torch.split(x, FISHER_ROWS, dim=1):
-        found = _squared_gradients(mlp, rows, scores)
-        sums = [a.add_(b) for a, b in zip(sums, found, strict=True)] if sums else found
-    return [total / x.shape[1] for total in sums]
-
-
-def _squared_gradients(mlp: MLP, x: Tensor, scores: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """The same, a sum over rows.
-
-    A row's gradient of a weight is the product of the layer's input and the gradient of its output, so the sum of the
-    squares is one matrix product of squares.
-    """
-    weights, biases, gains, shifts = ([p.detach() for p in part] for part in mlp.parts)
-    inputs, outputs, normed, affine = [], [], [], []
-    x = x.detach().unsqueeze(1).expand(-1, mlp.copies, -1, -1)
-    last = len(weights) - 1
-    with torch.enable_grad():
-        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            inputs.append(x)
-            x = x @ weight + bias
-            if i == 0:
-                x.requires_grad_()
-            outputs.append(x)
-            if i < last:
-                if mlp.layer_norm:
-                    normed.append(F.layer_norm(x, x.shape[-1:]))
-                    x = normed[-1] * gains[i] + shifts[i]
-                    affine.append(x)
-                x = F.relu(x)
-        values = scores(x)
-    points = [*outputs, *affine]
-    squares = [torch.zeros_like(p) for part in (weights, biases, gains, shifts) for p in part]
-    n = len(weights)
-    for value in values:
-        deltas = torch.autograd.grad(value.sum(), points, retain_graph=True)
-        for i in range(n):
-            square = deltas[i].square()
-            squares[i] += inputs[i].detach().square().transpose(-1, -2) @ square
-            squares[n + i] += square.sum(-2, keepdim=True)
-        for i, own in enumerate(normed):
-            delta = deltas[n + i]
-            squares[2 * n + i] += (delta * own.detach()).square().sum(-2, keepdim=True)
-            squares[2 * n + len(normed) + i] += delta.square().sum(-2, keepdim=True)
-    return squares
-
-
-def policy_scores(actor: Actor) -> Callable[[Tensor], Tensor]:
-    """Scores of an actor's output: mean / std and sqrt(2) log std of each dimension, or the deterministic action.
-
-    The Fisher information of a Gaussian is 1 / std^2 for its mean and 2 for log std; tanh leaves it as it is.
-    """
-
-    def scores(out: Tensor) -> Tensor:
-        if not actor.stochastic:
-            return torch.tanh(out).movedim(-1, 0)
-        mean, log_std = gaussian(out)
-        return torch.cat([mean / log_std.detach().exp(), math.sqrt(2.0) * log_std], -1).movedim(-1, 0)
-
-    return scores
-
-
 # All of them
 
 
-def networks_of(networks: Networks, parts: str) -> dict[str, MLP]:
+def networks_of(networks: ActorCritic, parts: str) -> dict[str, Network]:
     """The networks of `actor`, `critic` (the critics and V) or `all`, by component."""
-    found: dict[str, MLP] = {}
+    found: dict[str, Network] = {}
     if parts in ("actor", "all"):
         found["actor"] = networks.actor.net
     if parts in ("critic", "all"):
@@ -180,7 +151,7 @@ class Anchors:
         networks: The agent's.
         kl: Coefficient of the kickstarting term.
         bc: Coefficient of the cloning term.
-        ewc: lambda; `set_fisher` must come before the first pull.
+        ewc: lambda; `fisher` must be set before the first pull.
         l2: lambda.
         parts: What ewc and l2 hold: see `networks_of`.
         edge: See `cloning_loss`.
@@ -188,7 +159,7 @@ class Anchors:
 
     def __init__(
         self,
-        networks: Networks,
+        networks: ActorCritic,
         *,
         kl: Decay | None = None,
         bc: Decay | None = None,
@@ -205,11 +176,14 @@ class Anchors:
             l2,
             edge,
         )
-        self.actor0 = deepcopy(networks.actor).requires_grad_(False)
+        self.actor0 = deepcopy(networks.actor)
+        for parameter in self.actor0.parameters():
+            parameter.requires_grad_(False)
         held = networks_of(networks, parts) if ewc or l2 else {}
         self.held: dict[str, list[nn.Parameter]] = {name: list(net.parameters()) for name, net in held.items()}
         self.start = {name: [p.detach().clone() for p in ps] for name, ps in self.held.items()}
         self.fisher: dict[str, list[Tensor]] = {}
+        """Component that is held -> Fisher information, a tensor per parameter."""
 
     @property
     def needs_online(self) -> bool:
@@ -220,18 +194,6 @@ class Anchors:
     def needs_offline(self) -> bool:
         """Whether a pull needs offline rows."""
         return self.bc.on
-
-    def set_fisher(self, obs: Tensor, action: Tensor) -> None:
-        """Measure the Fisher information of what ewc holds, on encoded offline rows (M, B, O) and (M, B, A)."""
-        networks = self.networks
-        for name in self.held:
-            if name == "actor":
-                self.fisher[name] = diagonal_fisher(networks.actor.net, obs, policy_scores(networks.actor))
-            else:
-                net = networks.critic if name == "critic" else networks.value
-                assert net is not None
-                x = torch.cat([obs, action], -1) if name == "critic" else obs
-                self.fisher[name] = diagonal_fisher(net, x, lambda out: out.movedim(-1, 0))
 
     def pull(
         self,
@@ -288,7 +250,7 @@ class Anchors:
             info[f"{name}/anchor_l2"] = self.l2 * _sums(torch._foreach_mul(away, away))
         if self.ewc:
             if name not in self.fisher:
-                raise RuntimeError("ewc needs set_fisher() before the first pull")
+                raise RuntimeError("ewc needs its Fisher information before the first pull")
             pulls = torch._foreach_mul(away, self.fisher[name])
             info[f"{name}/anchor_ewc"] = 0.5 * self.ewc * _sums(torch._foreach_mul(pulls, away))
             _add(parameters, torch._foreach_mul(pulls, self.ewc))

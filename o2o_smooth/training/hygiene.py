@@ -22,6 +22,7 @@ from torch import Tensor
 
 from o2o_smooth.agents import Agent
 from o2o_smooth.agents.base import Metrics
+from o2o_smooth.agents.fisher import component_fisher
 from o2o_smooth.agents.optimizer import Mask
 from o2o_smooth.agents.storage import load_agent, read_tensors
 from o2o_smooth.data.batch import Batch
@@ -115,7 +116,7 @@ class Hygiene:
             if offline is None:
                 raise ConfigError("anchor_ewc needs offline rows, and the run has none")
             rows = offline("fisher_rows", config.anchor_ewc_rows)
-            made.set_fisher(rows.obs, rows.action)
+            made.fisher = component_fisher(agent.networks, made.held, rows.obs, rows.action)
         return made
 
     def _sfa(self, updates: int) -> SFA:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from o2o_smooth.agents import Agent
+from o2o_smooth.agents.fisher import component_fisher
 from o2o_smooth.agents.storage import take_members
-from o2o_smooth.smoothing.anchors import Anchors, Decay, diagonal_fisher, gaussian_kl, policy_scores
+from o2o_smooth.smoothing.anchors import Anchors, Decay, gaussian_kl
 from o2o_smooth.smoothing.objective import Mix
 from tests.agents import reference
 from tests.agents.helpers import make_agent, three_rows
@@ -120,7 +121,7 @@ def test_l2_and_ewc_add_exactly_their_derivative_to_what_is_there(parts: str) ->
     agent = make_agent("iql", critic_layer_norm=True)
     rows = three_rows()
     anchors = Anchors(agent.networks, l2=0.3, ewc=0.7, parts=parts)
-    anchors.set_fisher(rows.obs, rows.action)
+    anchors.fisher = component_fisher(agent.networks, anchors.held, rows.obs, rows.action)
     components = {"actor": ["actor"], "critic": ["critic", "value"], "all": ["actor", "critic", "value"]}[parts]
     parameters = agent.networks.component_parameters()
     start = {name: [p.detach().clone() for p in ps] for name, ps in parameters.items()}
@@ -157,68 +158,8 @@ def test_a_component_that_does_not_move_is_left_alone() -> None:
     info = pulled(anchors, moving=("critic",))
     assert set(info) == {"critic/anchor_l2"}
     assert all(p.grad is None for p in agent.networks.actor.parameters())
-    with pytest.raises(RuntimeError, match="set_fisher"):
+    with pytest.raises(RuntimeError, match="Fisher information"):
         pulled(Anchors(agent.networks, ewc=1.0))
-
-
-# Fisher information
-
-
-def test_the_policys_fisher_is_the_expected_squared_score_over_its_own_actions() -> None:
-    """By quadrature over the noise, exact for such polynomials, through the density of the squashed action."""
-    agent = make_agent("sac")
-    actor, obs = agent.networks.actor, three_rows().obs
-    found = diagonal_fisher(actor.net, obs, policy_scores(actor))
-    nodes, weights = np.polynomial.hermite_e.hermegauss(5)
-    weights = weights / weights.sum()
-    expected = [np.zeros(p.shape) for p in actor.parameters()]
-    mean, log_std = (x.detach() for x in actor.distribution(obs))
-    for a, wa in zip(nodes, weights, strict=True):
-        for b, wb in zip(nodes, weights, strict=True):
-            action = torch.tanh(mean + log_std.exp() * torch.tensor([a, b]))
-            for row in range(3):
-                log_prob = actor.log_prob(obs[:, row : row + 1], action[:, row : row + 1], edge=1e-14).sum()
-                scores = torch.autograd.grad(log_prob, list(actor.parameters()))
-                for total, score in zip(expected, scores, strict=True):
-                    total += wa * wb * score.numpy() ** 2 / 3
-    for mine, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(mine.numpy(), theirs, rtol=1e-6, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", ["td3_bc", "iql"])
-def test_other_networks_fisher_is_that_of_a_unit_gaussian(name: str) -> None:
-    agent = make_agent(name, critic_layer_norm=True, actor_layer_norm=True, num_critics=3)
-    networks, rows = agent.networks, three_rows()
-    anchors = Anchors(networks, ewc=1.0, parts="all")
-    anchors.set_fisher(rows.obs, rows.action)
-    outputs = {"critic": networks.q(rows.obs, rows.action)}
-    if networks.value is not None:
-        outputs["value"] = networks.v(rows.obs)
-    if not networks.actor.stochastic:
-        outputs["actor"] = networks.actor.mode(rows.obs).flatten(1)  # rows and dimensions
-    for component, output in outputs.items():
-        parameters = networks.component_parameters()[component]
-        expected = [np.zeros(p.shape) for p in parameters]
-        for value in torch.unbind(output, -1):
-            for total, gradient in zip(expected, _squares(value, parameters), strict=True):
-                total += gradient / 3
-        for mine, theirs in zip(anchors.fisher[component], expected, strict=True):
-            np.testing.assert_allclose(mine.numpy(), theirs, rtol=1e-10, atol=1e-14)
-
-
-def _squares(value: Tensor, parameters: list[Any]) -> list[Any]:
-    """Squared gradients of one row's outputs, which are independent: (M,) or (M, E)."""
-    found = torch.autograd.grad(value.sum(), parameters, retain_graph=True)
-    return [g.numpy() ** 2 for g in found]
-
-
-def test_fisher_of_many_rows_is_the_mean_of_its_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    agent, obs = make_agent("sac"), three_rows().obs
-    actor = agent.networks.actor
-    whole = diagonal_fisher(actor.net, obs, policy_scores(actor))
-    monkeypatch.setattr("o2o_smooth.smoothing.anchors.FISHER_ROWS", 2)
-    for a, b in zip(whole, diagonal_fisher(actor.net, obs, policy_scores(actor)), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
 
 
 # Members and state
@@ -232,7 +173,7 @@ def test_a_member_is_anchored_as_it_would_be_alone() -> None:
         rows = three_rows()
         rows = rows._replace(**{n: getattr(rows, n)[members] for n in rows._fields})
         anchors = Anchors(agent.networks, kl=Decay(1.0), bc=Decay(0.5), ewc=2.0, l2=0.1, parts="all")
-        anchors.set_fisher(rows.obs, rows.action)
+        anchors.fisher = component_fisher(agent.networks, anchors.held, rows.obs, rows.action)
         agent.update(rows, mix=Mix.uniform(1.0, agent.members))
         agent.optimizer.zero_grad()
         anchors.pull(
@@ -251,7 +192,7 @@ def test_state_goes_round() -> None:
     agent = make_agent("cql")
     rows = three_rows()
     kept = Anchors(agent.networks, kl=Decay(1.0), ewc=2.0, parts="all")
-    kept.set_fisher(rows.obs, rows.action)
+    kept.fisher = component_fisher(agent.networks, kept.held, rows.obs, rows.action)
     state = {name: tensor.clone() for name, tensor in kept.state_dict().items()}
     assert all(len(tensor) == agent.members for tensor in state.values())
     moved(agent)
