@@ -1,4 +1,4 @@
-"""Aggregates over runs and tasks with stratified bootstrap intervals; means and differences over seeds are in `intervals`.
+"""Aggregates over runs and tasks with stratified bootstrap intervals; means and differences over seeds: `intervals`.
 
 Scores come by task: a mapping from task to its runs' scores, a sequence of such rows, or one (tasks, runs) array; a
 plain row is a single task. Tasks may differ in their number of runs. Needs numpy only.
