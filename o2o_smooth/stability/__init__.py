@@ -16,6 +16,7 @@ from o2o_smooth.stability.report import (
 from o2o_smooth.stability.statistics import (
     Interval,
     PairedDifference,
+    improvement_interval,
     interval,
     iqm,
     optimality_gap,
@@ -32,6 +33,7 @@ __all__ = [
     "PretrainCurve",
     "StabilityMetrics",
     "arm_table",
+    "improvement_interval",
     "interval",
     "iqm",
     "null_dip",
