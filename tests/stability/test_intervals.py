@@ -191,6 +191,14 @@ def test_auto_flips_signs_where_resamples_are_flat_too_often() -> None:
     assert "no bound" in asked.warning
 
 
+def test_a_flat_resample_at_the_mean_itself_is_no_error_away() -> None:
+    # One in 27 resamples is all -1, one all 0, one all 1: t of -inf, 0 and inf, each within a tail of 5 %.
+    found = interval([-1.0, 0, 1], method="studentised", confidence=0.9)
+    assert math.isfinite(found.low)
+    assert math.isfinite(found.high)
+    assert found.warning is None
+
+
 @pytest.mark.parametrize(("n", "warned"), [(2, True), (8, True), (9, False)])
 def test_a_percentile_bootstrap_of_few_seeds_warns(n: int, warned: bool) -> None:
     warning = interval(np.arange(n), method="bootstrap").warning

@@ -58,8 +58,8 @@ def test_probability_of_improvement_is_mann_whitneys_u_over_the_pairs(tasks: lis
 
 
 def test_tasks_are_matched_by_name_not_by_place() -> None:
-    x, y = {"a": [1.0, 2], "b": [30.0]}, {"b": [20.0], "a": [3.0]}
-    assert probability_of_improvement(x, y) == 0.5
+    x, y = {"a": [1.0, 2], "b": [30.0]}, {"b": [20.0], "a": [0.0]}
+    assert probability_of_improvement(x, y) == 1
     with pytest.raises(DataError, match="only one of them has c"):
         probability_of_improvement(x, {**y, "c": [1.0]})
     with pytest.raises(DataError, match="2 and 1 of them"):
