@@ -258,7 +258,7 @@ def test_a_mean_waits_for_every_seed_and_stands_beside_each() -> None:
 def test_before_the_switch_the_axis_is_updates_and_the_names_are_others() -> None:
     groups = SeedGroups([0])
     (done,) = groups.add("evaluation", {"phase": "offline", "env_steps": 0, "updates": 9, "seed": 0, "score": 4.0})
-    assert done.values == {"offline/eval/score": 4.0}
+    assert done.values == {"pretrain/eval/score": 4.0}
     assert (done.axis, done.step) == ("updates", 9)
     (done,) = groups.add("evaluation", {"phase": "switch", "env_steps": 0, "updates": 9, "seed": 0, "score": 4.0})
     assert done.values == {"eval/score": 4.0}
@@ -331,7 +331,7 @@ def test_tensorboard_holds_every_evaluation_on_its_own_axis(tmp_path: Path) -> N
     def points(tag: str) -> list[tuple[int, Any]]:
         return [(event.step, pytest.approx(event.value)) for event in events.Scalars(tag)]
 
-    for prefix, phases in (("offline/", {"offline"}), ("", {"switch", "online"})):
+    for prefix, phases in (("pretrain/", {"offline"}), ("", {"switch", "online"})):
         for seed in (0, 3):
             mine = [row for row in RUN if row["phase"] in phases and row["seed"] == seed]
             axis = "updates" if prefix else "env_steps"
@@ -391,7 +391,7 @@ def test_an_offline_wandb_run_holds_every_evaluation(wandb_offline: Path) -> Non
     logged = history(file)
     for row in RUN:
         offline = row["phase"] == "offline"
-        name = f"{'offline/' if offline else ''}eval/score"
+        name = f"{'pretrain/' if offline else ''}eval/score"
         (point,) = (
             entry
             for entry in logged
@@ -408,7 +408,7 @@ def test_wandb_draws_each_metric_against_our_step(wandb_offline: Path) -> None:
     metrics = [r.metric for r in wandb_records(file) if r.WhichOneof("record_type") == "metric"]
     steps = {metric.name: metric.step_metric for metric in metrics}
     assert steps["eval/score"] == steps["eval/score/seed_3"] == steps["critic/loss"] == "env_steps"
-    assert steps["offline/eval/score"] == steps["offline/eval/score/seed_0"] == "updates"
+    assert steps["pretrain/eval/score"] == steps["pretrain/eval/score/seed_0"] == "updates"
     names = {key for entry in history(file) for key in entry if not key.startswith("_")} - {"env_steps", "updates"}
     assert names <= steps.keys()
     assert not any(metric.glob_name for metric in metrics)
