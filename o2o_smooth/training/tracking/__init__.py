@@ -51,7 +51,7 @@ class Tracker:
         self._log("metrics", row)
 
     def summary(self, row: Mapping[str, Any]) -> None:
-        """How the switch went for one seed, for the sinks alone: it follows from the evaluations that the files hold."""
+        """How the switch went for one seed, for the sinks alone: it follows from what the files hold."""
         self._to_sinks(SUMMARY, row)
 
     def manifest(self, manifest: Mapping[str, Any]) -> None:

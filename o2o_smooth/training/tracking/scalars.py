@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 PRETRAIN = "pretrain/"
-"""Before the switch a metric counts updates and after it environment steps: two axes, so two names. `offline/` would not
-do: after the switch that is the offline objective's side of the ramp."""
+"""Before the switch a metric counts updates and after it environment steps: two axes, so two names. `offline/` would
+not do: after the switch that is the offline objective's side of the ramp."""
 
 SUMMARY = "summary"
 """The kind of rows that come once, when a run ends: a mean over seeds needs every seed there, for a seed that never
