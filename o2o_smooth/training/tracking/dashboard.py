@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -274,7 +275,9 @@ def _rows(section: Section) -> int:
 def _module(name: str) -> Any:
     """A module of the package, which is slow to import and optional."""
     try:
-        return importlib.import_module(f"wandb_workspaces.{name}")
+        with warnings.catch_warnings():  # the package uses what pydantic will drop one day, which is its own affair
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return importlib.import_module(f"wandb_workspaces.{name}")
     except ImportError as error:
         raise ConfigError("dashboards need the package wandb-workspaces: pip install 'o2o_smooth[wandb]'") from error
 
