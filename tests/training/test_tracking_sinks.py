@@ -180,6 +180,22 @@ def test_more_rows_than_were_reserved_at_first_are_still_past_for_the_next_time(
     assert json.loads((wandb_offline / "wandb.json").read_text())["next_step"] == len(RUN) // 2
 
 
+def test_a_dead_network_at_the_end_of_a_run_is_given_up(wandb_offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    told: list[Any] = []
+    real = wandb.init
+
+    def init(**kwargs: Any) -> Any:
+        told.append(kwargs["settings"])
+        return real(**kwargs)
+
+    monkeypatch.setattr(wandb, "init", init)
+    drive_wandb(wandb_offline, RUN)
+    assert 0 < told[0].finish_timeout <= 600  # 0, W&B's own default, waits for ever
+    assert told[0].finish_timeout_raises  # so that the sink's failure is told
+
+
 def test_wandb_writes_under_the_run_folder_and_no_key(
     wandb_offline: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
