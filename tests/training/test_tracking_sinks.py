@@ -95,6 +95,17 @@ def test_tensorboard_holds_every_evaluation_on_its_own_axis(tmp_path: Path) -> N
     assert not [tag for tag in events.Tags()["scalars"] if "success" in tag]
 
 
+def test_a_moment_that_lacks_a_seed_is_written_at_the_end(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (sink,) = open_sinks(tmp_path, name="a", config={}, seeds=[0, 3], tensorboard=True, warn=pytest.fail)
+    sink.log("evaluation", RUN[-1])
+    sink.close("failed")
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("eval/score/seed_3")] == [500]
+
+
 @pytest.fixture
 def wandb_offline(tmp_path: Path) -> Iterator[Path]:
     """W&B at home in the test's folder; gives the run folder."""

@@ -82,8 +82,9 @@ class WandbSink:
             settings=settings,
             reinit="create_new",
         )
+        self._id: str | None = None if self._run.disabled else self._run.id
         self._step = max(self._step, int(self._run.step))  # a resumed run's server may know of more
-        self._reserve(self._step + _RESERVED)
+        self._reserve(self._step)
         for step in ("env_steps", "updates"):
             self._run.define_metric(step)
 
@@ -96,9 +97,9 @@ class WandbSink:
         """Send what waits, note the status in the summary and finish: exit code 0 for "completed" alone."""
         for scalars in self._groups.flush():
             self._send(scalars)
-        self._reserve(self._step)
         self._run.summary["status"] = status
         self._run.finish(exit_code=0 if status == "completed" else 1)
+        self._reserve(self._step)
 
     def _send(self, scalars: Scalars) -> None:
         """Log one moment, with the steps it is drawn against."""
@@ -117,10 +118,10 @@ class WandbSink:
     def _reserve(self, step: int) -> None:
         """Keep the id and the first step of W&B's that is still free, whatever happens to this process."""
         self._reserved = step
-        if self._run.disabled:
+        if self._id is None:
             return
         with written_whole(self._file) as path:
-            path.write_text(json.dumps({"id": self._run.id, "next_step": step}) + "\n", encoding="utf-8")
+            path.write_text(json.dumps({"id": self._id, "next_step": step}) + "\n", encoding="utf-8")
 
 
 def _known(file: Path) -> tuple[str | None, int]:
