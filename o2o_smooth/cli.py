@@ -1,4 +1,4 @@
-"""The command `o2o-smooth`: run, demo, compare, data, tasks, speed, doctor."""
+"""The command `o2o-smooth`: run, demo, compare, dashboard, data, tasks, speed, doctor."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ commands:
   compare  one table and one picture of finished runs
   data     datasets: list, info, check, download, convert, make
   tasks    list the tasks that --task knows; tasks NAME shows one
+  dashboard  the stability panels as a W&B workspace or report (extra: wandb)
   speed    how fast the learner is on this machine, beside the machine's limit and other libraries
   doctor   is this machine ready; with the options of run: how much memory will that run take
 
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run": _run,
         "demo": _demo,
         "compare": _compare,
+        "dashboard": _dashboard,
         "data": _data,
         "tasks": _tasks,
         "speed": _speed,
@@ -248,6 +250,12 @@ def _data(arguments: list[str]) -> int:
     from o2o_smooth.cli_data import data
 
     return data(arguments)
+
+
+def _dashboard(arguments: list[str]) -> int:
+    from o2o_smooth.cli_dashboard import dashboard
+
+    return dashboard(arguments)
 
 
 def _speed(arguments: list[str]) -> int:
