@@ -30,6 +30,8 @@ from o2o_smooth.envs.tasks import Task
 from o2o_smooth.errors import DataError
 
 Progress = Callable[[int, int], None]
+MADE_HERE = ("pointmaze", "corridor")
+"""Domains whose own sets a script makes: PointMaze's here, the Corridor's in `corridor_sets`."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class References:
 
 def generated_id(task: Task) -> str | None:
     """Id of the dataset that can be made here for a task; None where there is none."""
-    if task.domain != "pointmaze":
+    if task.domain not in MADE_HERE:
         return None
     return next((name for name in task.dataset_ids if name.startswith(GENERATED)), None)
 
@@ -93,7 +95,7 @@ def make_pointmaze_dataset(
         EnvError: gymnasium-robotics is not installed.
     """
     dataset_id = generated_id(task)
-    if dataset_id is None:
+    if dataset_id is None or task.domain != "pointmaze":
         raise DataError(f"no dataset can be made for task {task.id}: the scripted controller is for PointMaze")
     if transitions < 1:
         raise DataError(f"transitions is {transitions}, expected at least 1")
