@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
-from o2o_smooth.data.generate import Numbered, Policy, Progress, generated_id, play, random_policy
+from o2o_smooth.data.generate import Numbered, Policy, Progress, corridor_policy, generated_id, play, random_policy
 from o2o_smooth.data.write import write_minari
-from o2o_smooth.envs.corridor import CORRIDOR_BEHAVIOUR, CORRIDOR_NARROW, CorridorController, CorridorSettings
-from o2o_smooth.envs.make import Env, make_env
+from o2o_smooth.envs.corridor import CORRIDOR_BEHAVIOUR, CORRIDOR_NARROW, CorridorSettings
+from o2o_smooth.envs.make import make_env
 from o2o_smooth.envs.tasks import Task
 from o2o_smooth.errors import DataError
 
 ROWS = 20_000
 """Transitions of a set, at least: episodes are whole."""
 _LANES = 8  # environments that are rolled out in lockstep
-_UNIFORM = None
-_ACTING: Mapping[str, tuple[CorridorSettings | None, ...]] = {
-    "corridor-mixed-v0": (CORRIDOR_BEHAVIOUR, _UNIFORM),
+_ACTING: Mapping[str, tuple[CorridorSettings | None, ...]] = {  # None: uniform play
+    "corridor-mixed-v0": (CORRIDOR_BEHAVIOUR, None),
     "corridor-medium-v0": (CORRIDOR_BEHAVIOUR,),
     "corridor-narrow-v0": (CORRIDOR_NARROW,),
 }
 
 
 def make_corridor_dataset(
-    task: Task, *, transitions: int = ROWS, seed: int = 0, replace: bool = False, progress: Progress | None = None
+    task: Task,
+    dataset_id: str | None = None,
+    *,
+    transitions: int = ROWS,
+    seed: int = 0,
+    replace: bool = False,
+    progress: Progress | None = None,
 ) -> str:
     """Roll out the policies of one of the Corridor's sets and write a Minari dataset under the user's Minari folder.
 
@@ -35,6 +38,7 @@ def make_corridor_dataset(
 
     Args:
         task: One of the Corridor tasks.
+        dataset_id: Minari id; default: the task's own.
         transitions: At least so many; episodes are whole.
         seed: Of the episodes' starts and of all noise.
         replace: Put the new set in the place of one that is there; otherwise that is left alone.
@@ -46,14 +50,14 @@ def make_corridor_dataset(
     Raises:
         DataError: The task is another one, or a number is out of range.
     """
-    dataset_id = generated_id(task)
+    dataset_id = dataset_id or generated_id(task)
     if dataset_id is None or task.id not in _ACTING:
         raise DataError(f"{task.id} is no Corridor task with a set of its own; there are {', '.join(_ACTING)}")
     if transitions < 1:
         raise DataError(f"transitions is {transitions}, expected at least 1")
     env = make_env(task)
     try:
-        policies = [corridor_policy(settings, env) for settings in _ACTING[task.id]]
+        policies = [random_policy(env) if s is None else corridor_policy(s) for s in _ACTING[task.id]]
         played = _play(task, policies, transitions, seed, progress)
         words = " and ".join(policy.name for policy in policies)
         write_minari(
@@ -75,24 +79,15 @@ def make_corridor_dataset(
     return dataset_id
 
 
-def corridor_policy(settings: CorridorSettings | None, env: Env) -> Policy:
-    """The scripted controller with these settings, or without any uniform play."""
-    if settings is None:
-        return random_policy(env)
-    name = f"scripted Corridor controller (speed {settings.speed:g}, noise {settings.noise:g})"
-    record: dict[str, Any] = {"kind": "scripted", "controller": dataclasses.asdict(settings)}
-    return Policy(name, CorridorController(settings), record)
-
-
 def _play(task: Task, policies: list[Policy], transitions: int, seed: int, progress: Progress | None) -> Numbered:
     """Roll out all policies; progress counts on from one to the next."""
     share = -(-transitions // len(policies))
-    parts = 0
+    begun: list[str] = []
 
-    def report(_name: str, done: int, total: int) -> None:
-        nonlocal parts
+    def report(name: str, done: int, _total: int) -> None:
+        if name not in begun:
+            begun.append(name)
         if progress is not None:
-            progress(min(parts * share + done, transitions), transitions)
-        parts += done == total
+            progress(min((len(begun) - 1) * share + done, transitions), transitions)
 
     return play(task, policies, transitions=transitions, seed=seed, num_envs=_LANES, progress=report)

@@ -24,6 +24,7 @@ from o2o_smooth.data.minari_sets import from_minari
 from o2o_smooth.data.policies import ArrayPolicy
 from o2o_smooth.data.rollout import Act, Flatten, interleave, roll_out, uniform_policy
 from o2o_smooth.data.write import write_minari
+from o2o_smooth.envs.corridor import CORRIDOR_BEHAVIOUR, CORRIDOR_REFERENCE, CorridorController, CorridorSettings
 from o2o_smooth.envs.make import Env, make_env
 from o2o_smooth.envs.scripted import BEHAVIOUR, REFERENCE, ControllerSettings, WaypointController
 from o2o_smooth.envs.tasks import Task
@@ -120,15 +121,18 @@ def make_pointmaze_dataset(
 
 
 def measure_references(task: Task, *, episodes: int = 1000, seed: int = 0) -> References:
-    """Measure a PointMaze task's reference returns: the uniform random policy and the `REFERENCE` controller.
+    """Measure reference returns: the uniform random policy and the reference controller of PointMaze or the Corridor.
 
     The numbers in the task table come from here, with the default arguments.
     """
     rng = np.random.default_rng(seed)
     env = make_env(task)
     try:
-        controller = WaypointController(env.get_wrapper_attr("maze"), REFERENCE)
-        flatten = exact_observations(task)
+        corridor = task.domain == "corridor"
+        flatten = None if corridor else exact_observations(task)
+        controller: Act = CorridorController(CORRIDOR_REFERENCE)
+        if not corridor:
+            controller = WaypointController(env.get_wrapper_attr("maze"), REFERENCE)
 
         policies: list[Act] = [uniform_policy(*_box(env)), controller]
         means = []
@@ -156,16 +160,27 @@ def exact_observations(task: Task) -> Flatten:
 
 
 def scripted_policy(task: Task, env: Env, settings: ControllerSettings = BEHAVIOUR) -> Policy:
-    """The waypoint controller of the PointMaze tasks.
+    """The waypoint controller of the PointMaze tasks, or the Corridor's own.
 
     Raises:
         DataError: The task is another one.
     """
+    if task.domain == "corridor":
+        return corridor_policy()
     if task.domain != "pointmaze":
-        raise DataError(f"the scripted controller is for PointMaze tasks, not for {task.id}; give another --policy")
+        raise DataError(
+            f"the scripted controller is for PointMaze and the Corridor, not for {task.id}; give another --policy"
+        )
     controller = WaypointController(env.get_wrapper_attr("maze"), settings)
     record = {"kind": "scripted", "controller": dataclasses.asdict(settings)}
     return Policy("scripted waypoint controller", controller, record, exact_observations(task))
+
+
+def corridor_policy(settings: CorridorSettings = CORRIDOR_BEHAVIOUR) -> Policy:
+    """The scripted controller of the Corridor."""
+    name = f"scripted Corridor controller (speed {settings.speed:g}, noise {settings.noise:g})"
+    record = {"kind": "scripted", "controller": dataclasses.asdict(settings)}
+    return Policy(name, CorridorController(settings), record)
 
 
 def random_policy(env: Env) -> Policy:
