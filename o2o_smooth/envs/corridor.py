@@ -61,7 +61,7 @@ def corridor_step(state: State, action: NDArray[Any]) -> tuple[State, NDArray[np
     return after, np.abs(after[..., 0]) > 1.0
 
 
-def _spaces() -> tuple[gym.spaces.Box, gym.spaces.Box]:
+def _spaces() -> tuple[gym.Space[Any], gym.Space[Any]]:
     bound = np.array([np.inf, np.inf, TOP_SPEED], dtype=np.float32)
     low = np.array([-np.inf, -np.inf, 0.0], dtype=np.float32)
     return gym.spaces.Box(low, bound, dtype=np.float32), gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
