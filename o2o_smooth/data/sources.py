@@ -45,7 +45,7 @@ def load_dataset(
     """Load the data of a task.
 
     In order: the set that is asked for; D4RL's own file in D4RL's folder; the first of the task's sets that is
-    installed; for PointMaze a set made on the spot; a download.
+    installed; for PointMaze and the Corridor a set made on the spot; a download.
 
     Args:
         task: Names the datasets and the observation layout.
@@ -186,8 +186,8 @@ def _obtain(task: Task, dataset: str | None, progress: NamedProgress | None, say
             f"making {made}: {' and '.join(theirs) or 'it'} is not installed, so a scripted controller collects data "
             f"here (generated, not D4RL's file)"
         )
-        make = make_corridor_dataset if task.domain == "corridor" else make_pointmaze_dataset
-        return make(task, progress=_part(progress, "making the dataset"))
+        maker = make_corridor_dataset if task.domain == "corridor" else make_pointmaze_dataset
+        return maker(task, progress=_part(progress, "making the dataset"))
     if not theirs:
         make = f", or make one with o2o-smooth data make --task {task.id}" if wanted else ""
         raise DataError(

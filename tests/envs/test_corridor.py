@@ -187,11 +187,11 @@ def test_vector_environment_has_the_tasks_time_limit_and_spaces() -> None:
 
 
 def test_global_random_state_is_untouched() -> None:
-    before = np.random.get_state()  # noqa: NPY002  # it is what must not move
+    before: Any = np.random.get_state()  # noqa: NPY002  # it is what must not move
     envs = CorridorVectorEnv(2)
     envs.reset(seed=0)
     envs.step(CorridorController()(envs.reset()[0], np.random.default_rng(0)))
-    after = np.random.get_state()  # noqa: NPY002
+    after: Any = np.random.get_state()  # noqa: NPY002
     np.testing.assert_array_equal(before[1], after[1])
 
 

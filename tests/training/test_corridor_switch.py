@@ -92,7 +92,9 @@ def test_all_arms_learn_the_task(wide: Mapping[str, list[Curve]]) -> None:
 def narrow(workplace: Path) -> dict[str, list[Curve]]:
     """IQL -> SAC on narrow data: no row shows what the faster policy will meet."""
     arms: dict[str, dict[str, Any]] = {"jump": {"schedule": "jump"}, "smoothed": {"schedule": "linear"}}
-    return curves_of(workplace / "narrow", "corridor-narrow-v0", "iql", arms, online="sac", online_steps=2000)
+    return curves_of(
+        workplace / "narrow", "corridor-narrow-v0", "iql", arms, online="sac", online_steps=2000, eval_every=200
+    )
 
 
 def test_on_narrow_data_smoothing_only_postpones(narrow: Mapping[str, list[Curve]]) -> None:
