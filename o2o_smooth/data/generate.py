@@ -169,7 +169,7 @@ def scripted_policy(task: Task, env: Env, settings: ControllerSettings = BEHAVIO
         return corridor_policy()
     if task.domain != "pointmaze":
         raise DataError(
-            f"the scripted controller is for PointMaze and the Corridor, not for {task.id}; give another --policy"
+            f"the scripted controller is for PointMaze tasks and the Corridor, not for {task.id}; give another --policy"
         )
     controller = WaypointController(env.get_wrapper_attr("maze"), settings)
     record = {"kind": "scripted", "controller": dataclasses.asdict(settings)}
