@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from o2o_smooth.agents import Agent
+from o2o_smooth.agents import AGENTS, Agent
+from o2o_smooth.kernels.cpu import unavailable
+from o2o_smooth.smoothing.anchors import Anchors, Decay
 from o2o_smooth.smoothing.objective import Mix
-from tests.agents.helpers import make_agent, three_rows
+from tests.agents.helpers import ACT, OBS, make_agent, three_rows
 
 MIXES = [Mix.uniform(0.0, 2), Mix.uniform(1.0, 2), Mix.uniform(0.3, 2), Mix.uniform(0.3, 2, "matched")]
 
@@ -74,8 +77,6 @@ def test_a_pull_adds_to_the_gradients_of_one_update_alone(mode: Any, dtype: str)
         agent = make_agent("iql", "sac")
         if dtype == "float32":
             cls = type(agent)
-            from tests.agents.helpers import ACT, OBS
-
             agent = cls(OBS, ACT, agent.config, online="sac", seeds=(3, 8))
         agents.append(agent)
     rows = three_rows(dtype=getattr(torch, dtype))
@@ -111,3 +112,29 @@ def test_a_pull_adds_to_the_gradients_of_one_update_alone(mode: Any, dtype: str)
         agent.update(rows, mix=mix)
     for mine, theirs in zip(agents[0].optimizer.first["actor"], agents[1].optimizer.first["actor"], strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(("name", "online"), [("iql", "sac"), ("td3_bc", "td3"), ("cql", "sac")])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_updates_from_a_tape_are_pulled_as_plain_ones(name: str, online: str, precision: Any) -> None:
+    """The tape's memory is written anew by every update; what was added to it stays with the one before."""
+    made = []
+    for replay in (True, False):
+        agent = AGENTS[name](
+            OBS, ACT, AGENTS[name].config_class(hidden_dims=(5, 4)), online=online, seeds=(3, 8), precision=precision
+        )
+        agent.replay = replay
+        anchors = Anchors(agent.networks, kl=Decay(0.5), l2=0.1, parts="all")
+        rows = three_rows(dtype=torch.float32)
+        agent.pull = partial(lambda a, o, moving: a.pull(0, moving.keys(), online_obs=o), anchors, rows.obs)
+        infos = []
+        for step in range(10):
+            agent.frozen = {"actor": np.array([True, step < 2])} if step < 4 else {}
+            infos.append(agent.update(rows, mix=Mix.uniform(1.0 if step > 7 else 0.4, 2)))
+        tensors = [{key: value.tolist() for key, value in info.items()} for info in infos]
+        made.append((everything(agent), tensors))
+        assert bool(agent._tapes.count()) == (replay and unavailable() is None)
+    assert made[0][1] == made[1][1]
+    assert any("actor/anchor_kl" in info for info in made[0][1])
+    for key, value in made[0][0].items():
+        assert torch.equal(value, made[1][0][key]), key
