@@ -59,6 +59,9 @@ class RunConfig(Generic[C]):
     """Gradient steps before the switch."""
     online_steps: int = 100_000
     """Environment steps per seed after the switch; 0 stops at the switch."""
+    online_stream: int = 0
+    """Another number draws all that is random after the switch anew (environments, exploration, batches), and leaves
+    pretraining and evaluation as they are: the same arm twice shows how far chance alone takes two arms apart."""
     num_envs: int = 1
     """Environments per seed that collect in parallel."""
     vectorizer: Literal["sync", "async", "envpool"] = "sync"
@@ -127,7 +130,7 @@ class RunConfig(Generic[C]):
             raise ConfigError("at least one seed is needed")
         if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ConfigError(f"seeds must be distinct and not negative, got {' '.join(map(str, self.seeds))}")
-        for name in ("offline_updates", "online_steps", "random_steps"):
+        for name in ("offline_updates", "online_steps", "online_stream", "random_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("num_envs", "batch_size", "update_after", "buffer_size", "log_every"):

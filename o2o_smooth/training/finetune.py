@@ -54,6 +54,8 @@ class OnlineSettings:
     """Steps between calls of `log`."""
     evaluate_at: Sequence[int] = ()
     """Steps at which `evaluate` is called, in order."""
+    streams: Sequence[int] = ()
+    """`RunConfig.online_stream` of every member, for the random actions; default: 0 for all."""
 
     def updates_due(self, env_steps: int) -> int:
         """Updates that must have been done once so many steps have been taken."""
@@ -100,9 +102,9 @@ def finetune(
 ) -> None:
     """Interact and update until the budget is spent; the collector is closed at the end, whatever happens."""
     agent = learner.agent
-    uniform = random_policy(
-        agent.action_low, agent.action_high, [generator(s, Stream.RANDOM_ACTIONS) for s in agent.seeds]
-    )
+    streams = settings.streams or [0] * agent.members
+    generators = [generator(s, Stream.RANDOM_ACTIONS, k) for s, k in zip(agent.seeds, streams, strict=True)]
+    uniform = random_policy(agent.action_low, agent.action_high, generators)
 
     def explore(obs: FloatArray) -> FloatArray | Callable[[], NDArray[Any]]:
         if agent.device.type == "cpu":

@@ -20,6 +20,7 @@ from o2o_smooth.agents.storage import take_members
 from o2o_smooth.data.buffer import ReplayBuffer
 from o2o_smooth.data.collect import Collector
 from o2o_smooth.data.normalize import observation_statistics
+from o2o_smooth.draws import make_draws
 from o2o_smooth.envs import make_vector_env
 from o2o_smooth.smoothing import COMPONENTS, JointController, Mix, SmoothingController
 from o2o_smooth.training.checkpoint import SwitchRecord
@@ -30,7 +31,7 @@ from o2o_smooth.training.graphed import GraphedLearner
 from o2o_smooth.training.output import Diverged, Output, Values, own_metrics
 from o2o_smooth.training.prepare import Prepared, prepare
 from o2o_smooth.training.progress import ProgressSink, Silent
-from o2o_smooth.training.seeding import Stream, env_seeds
+from o2o_smooth.training.seeding import Stream, env_seeds, online_seed
 
 __all__ = ["Diverged", "Run", "default_threads", "run"]
 
@@ -188,8 +189,11 @@ class Run:
 
     def finetune(self, records: Sequence[SwitchRecord]) -> None:
         """Interaction and smoothed updates for the online budget."""
-        config, agent = self.config, self.agent
+        config, agent, streams = self.config, self.agent, self.prepared.members.streams
         budget, n = config.online_steps, config.num_envs
+        members = list(zip(self.seeds, streams, strict=True))
+        if any(streams):
+            agent.draws = make_draws([online_seed(s, k) for s, k in members], agent.device, agent.dtype)
         self._controllers = [
             output.config.smoothing.controller(members=len(output.seeds), lanes=n, random_return=self.task.ref_random)
             for output in self.outputs
@@ -203,7 +207,7 @@ class Run:
             self.online_rows,
             reward_map=self.reward_map,
             discount=agent.config.discount,
-            seeds=[s for seed in self.seeds for s in env_seeds(seed, Stream.TRAIN_ENV, n)],
+            seeds=[s for seed, stream in members for s in env_seeds(seed, Stream.TRAIN_ENV, n, stream)],
             overlap=overlaps(config.overlap, config.vectorizer, agent.device),
         )
         settings = OnlineSettings(
@@ -213,6 +217,7 @@ class Run:
             random_steps=config.random_steps,
             log_every=config.log_every or max(1, budget // 100),
             evaluate_at=config.evaluation.online_steps(budget),
+            streams=streams,
         )
         self._clock, self._clock_updates = time.perf_counter(), agent.updates
         finetune(self.learner, collector, controller, settings, self)
