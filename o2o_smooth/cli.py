@@ -1,4 +1,4 @@
-"""The command `o2o-smooth`: run, demo, compare, data, tasks, speed, doctor."""
+"""The command `o2o-smooth`: run, fork, demo, compare, probe, advise, data, tasks, speed, doctor."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ Offline-to-online reinforcement learning without the collapse at the switch.
 
 commands:
   run      pretrain offline, switch, fine-tune online with a smoothed objective
+  fork     continue one pretraining into several ways to switch, side by side, with the controls of a comparison
   demo     the main job on a small task: four ways to switch, a table and a picture (minutes on two cores)
   compare  one table and one picture of finished runs
+  probe    score along the straight line between two checkpoints: is there a valley between before and after?
+  advise   is the policy better than its data, or the data better; which settings fit that
   data     datasets: list, info, check, download, convert, make
   tasks    list the tasks that --task knows; tasks NAME shows one
   speed    how fast the learner is on this machine, beside the machine's limit and other libraries
@@ -78,8 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": _run,
+        "fork": _fork,
         "demo": _demo,
         "compare": _compare,
+        "probe": _probe,
+        "advise": _advise,
         "data": _data,
         "tasks": _tasks,
         "speed": _speed,
@@ -254,6 +260,24 @@ def _speed(arguments: list[str]) -> int:
     from o2o_smooth.cli_speed import speed
 
     return speed(arguments)
+
+
+def _fork(arguments: list[str]) -> int:
+    from o2o_smooth.cli_fork import fork
+
+    return fork(arguments, parse_run)
+
+
+def _probe(arguments: list[str]) -> int:
+    from o2o_smooth.cli_probe import probe
+
+    return probe(arguments)
+
+
+def _advise(arguments: list[str]) -> int:
+    from o2o_smooth.cli_advise import advise
+
+    return advise(arguments)
 
 
 def _doctor(arguments: list[str]) -> int:

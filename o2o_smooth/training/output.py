@@ -15,6 +15,7 @@ from o2o_smooth.agents.plan import Plan
 from o2o_smooth.data.buffer import ReplayBuffer
 from o2o_smooth.errors import O2OError
 from o2o_smooth.smoothing import COMPONENTS, SmoothingController
+from o2o_smooth.training.advice import Advice, advise, followed
 from o2o_smooth.training.checkpoint import SwitchRecord, inherited, save_checkpoint
 from o2o_smooth.training.evaluate import Evaluation
 from o2o_smooth.training.manifest import describe_dataset, make_manifest, now
@@ -47,6 +48,7 @@ class Output:
         self.label = f"{name}: " if name else ""
         self.alone = len(prepared.arms) == 1
         self.manifest: dict[str, Any] = {}
+        self.advice: Advice | None = None  # from the switch on
         self.remark = ""
         self._sinks: list[Sink] = []
         self._tracker: Tracker | None = None
@@ -140,6 +142,11 @@ class Output:
         """Write down the switch."""
         for row in record.rows:
             self.tracker.evaluation(row)
+        self.advice = advise(record, self.prepared.task)
+        self.manifest["advice"] = self.advice.to_dict()
+        if self.config.online_steps > 0:
+            self.manifest["advice"]["followed"] = followed(self.advice, self.manifest["config"]["smoothing"])
+        self.tracker.manifest(self.manifest)
         save_checkpoint(self.out / "checkpoints" / "switch", agent, record, members=self._saved(agent))
 
     def final(self, record: SwitchRecord, agent: Agent, controller: SmoothingController) -> None:

@@ -129,6 +129,9 @@ class Run:
             self._spread()
             for output, record in zip(self.outputs, records, strict=True):
                 output.switch(record, self.agent)
+            first = self.outputs[0].advice
+            if self.forked is None and first is not None and first.comparison is not None:
+                self.progress.note(f"at the switch: {first.sentence()}")
             if config.online_steps > 0:
                 self.finetune(records)
             for output in self.outputs:
