@@ -118,7 +118,10 @@ def with_controls(arms: Sequence[ForkArm], base: RunConfig[Any]) -> list[ForkArm
     own = replace(
         compared.config.smoothing,
         weight_in="raw",
-        **dict.fromkeys(("actor_schedule", "critic_schedule", "value_schedule", "temperature_schedule")),
+        actor_schedule=None,
+        critic_schedule=None,
+        value_schedule=None,
+        temperature_schedule=None,
     )
     fresh = SmoothingConfig()
     mixed = replace(
