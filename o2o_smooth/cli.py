@@ -43,9 +43,9 @@ examples:
 COMPARE = """\
 usage: o2o-smooth compare RUN [RUN ...] [--out FILE.png] [--mix-provenance]
 
-One table and one picture of finished runs of one task, each under its folder's name; forks of one checkpoint
-(o2o-smooth run --pretrained) make the fairest comparison. The picture goes to comparison.png unless --out says
-otherwise.
+One table and one picture of finished runs of one task, each under the name of its arm or folder; forks of one
+checkpoint (o2o-smooth fork, or run --pretrained) make the fairest comparison. The picture goes to comparison.png
+unless --out says otherwise.
 
 Both show the mean return of the offline data beside the policies', and where the data come from: d4rl (D4RL's own
 files), minari (Minari's, which are other sets than D4RL's), generated (made by a script) or own (yours). Runs that
@@ -235,7 +235,9 @@ def _compare(arguments: list[str]) -> int:
         return _fail(f"unknown option {wrong[0]}; o2o-smooth compare --help shows how it goes")
     if not folders:
         return _fail("compare needs at least one run folder; o2o-smooth compare --help shows how it goes")
-    arms = {Path(folder).name: Path(folder) for folder in folders}
+    arms = {str(read_manifest(Path(folder)).get("arm") or Path(folder).name): Path(folder) for folder in folders}
+    if len(arms) < len(folders):  # arms of several forks: their folders may still tell them apart
+        arms = {Path(folder).name: Path(folder) for folder in folders}
     if len(arms) < len(folders):
         return _fail("runs are told apart by the names of their folders; two of these have the same name")
     tasks = {name: read_manifest(folder)["task"]["id"] for name, folder in arms.items()}

@@ -99,7 +99,6 @@ def fork(arguments: list[str], parse_run: Callable[[Sequence[str]], Any]) -> int
     folder = Path(out) if out is not None else run.with_name(f"{run.name}-fork")
     record = read_record(switch)
     with show_progress() as progress:
-        progress.note(f"at the switch: {advise(record, find_task(base.task)).sentence()}")
         found = fork_arms(
             arms,
             folder,
@@ -107,6 +106,7 @@ def fork(arguments: list[str], parse_run: Callable[[Sequence[str]], Any]) -> int
             title=f"{record.task}: {base.agent} → {base.online} at the switch",
             command=command,
             population=cast("Population", population or "auto"),
+            opening=f"at the switch: {advise(record, find_task(base.task)).sentence()}",
         )
     console = Console()
     console.print(rich_table(found.rows))

@@ -67,6 +67,7 @@ def fork(
     population: Population = "auto",
     heading: str | None = None,
     join: bool = True,
+    opening: str = "",
 ) -> Forked:
     """Run the arms of a comparison from their common checkpoint, and say how they compare.
 
@@ -82,6 +83,7 @@ def fork(
         population: As in `run_arms`.
         heading: Of the page; default: the title.
         join: Whether `out` must be empty or hold a fork to join; where not, other things may be there.
+        opening: What to say before the first arm begins, when everything has been looked at.
 
     Raises:
         O2OError: Arms that cannot be told apart, folders that are taken, or what an arm raised.
@@ -91,6 +93,8 @@ def fork(
     configs = {arm.name: replace(arm.config, out=str(out / arm.folder)) for arm in arms}
     for config in configs.values():  # all of them before the first is trained
         check_out(Path(str(config.out)), config)
+    if opening:
+        progress.note(opening)
     for arm in arms:
         _warn_of_ramp(arm, progress)
     folders = {**earlier, **run_arms(configs, progress, population=population)}

@@ -73,8 +73,8 @@ class Path:
         if low.beyond <= 0:
             return f"there is no valley: no point between is below both ends ({ends})"
         return (
-            f"there is no valley beyond evaluation noise: {where}, {_amount(low.beyond)} below the lower end ({ends}; noise "
-            f"±{noise}, p = {low.p:.2g})"
+            f"there is no valley beyond evaluation noise: {where}, {_amount(low.beyond)} below the lower end ({ends}; "
+            f"noise ±{noise}, p = {low.p:.2g})"
         )
 
     def best(self) -> str:

@@ -89,7 +89,7 @@ class Advice:
     unit: str
     """score or return."""
     at_random: bool
-    """Whether the policy is within noise of the random policy's return, so that it has nothing to lose."""
+    """Whether the policy is within noise of the random policy's return, so that it has nothing to lose; known for scores alone."""
     preset: Preset | None
     """What is advised."""
     missing: str
@@ -122,10 +122,16 @@ class Advice:
         exact = "; the data's spread is not on record" if found.exact_data else ""
         regime = "the policy is no better than a random one" if self.at_random else found.regime
         return (
-            f"{regime}{sure} ({self.unit}: policy {found.policy:.4g}, data {found.data:.4g}, difference "
-            f"{found.difference:+.3g} in [{found.low:.3g}, {found.high:.3g}], margin {found.margin:.3g}{exact}); "
+            f"{regime}{sure} ({self.unit}: policy {_amount(found.policy)}, data {_amount(found.data)}, difference "
+            f"{_amount(found.difference)} in [{_amount(found.low)}, {_amount(found.high)}], margin "
+            f"{_amount(found.margin)}{exact}); "
             f"rule of thumb: {self.preset.flags}"
         )
+
+
+def _amount(value: float) -> str:
+    """A score or a return for people."""
+    return f"{value:.3g}" if abs(value) < 1 else f"{value:.{0 if abs(value) >= 1000 else 1}f}"
 
 
 def advise(record: SwitchRecord, task: Task) -> Advice:
@@ -146,8 +152,7 @@ def advise(record: SwitchRecord, task: Task) -> Advice:
     data = _data(record.dataset, task)
     points = 1.0 if unit == "score" else max(abs(float(policy.mean())), abs(data.mean)) / 100
     comparison = compare_with_data(policy, data, margin=RECOVERY_MARGIN * points)
-    random = 0.0 if unit == "score" else task.ref_random
-    at_random = random is not None and not above(policy, random + RECOVERY_MARGIN * points)
+    at_random = unit == "score" and not above(policy, RECOVERY_MARGIN)
     preset = PRESETS["nothing to lose" if at_random else comparison.regime]
     return Advice(comparison, unit, at_random, preset, "")
 
