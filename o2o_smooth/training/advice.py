@@ -89,7 +89,7 @@ class Advice:
     unit: str
     """score or return."""
     at_random: bool
-    """Whether the policy is within noise of the random policy's return, so that it has nothing to lose; known for scores alone."""
+    """Whether the policy is within noise of the random one, so that it has nothing to lose; known for scores alone."""
     preset: Preset | None
     """What is advised."""
     missing: str
