@@ -265,12 +265,21 @@ def test_an_aa_pair_shares_a_learner_and_each_is_what_it_would_be_alone(base: Pa
         alone = run(dataclasses.replace(config, out=str(tmp_path / "alone" / folder.name)))
         assert_same_run(alone, folder)
     assert evaluations(folders[0]) != evaluations(folders[1])
+    first, second = (rows(folder, 3)[:20, 3] for folder in folders)  # random actions
+    assert not np.intersect1d(first, second).size
 
 
 def test_another_stream_leaves_the_pretraining_alone(base: Path, tmp_path: Path) -> None:
     config = settings(base.parent, tmp_path / "x", pretrained=None, online_steps=10, online_stream=5)
     switch = [row for row in evaluations(run(config)) if row["phase"] == "switch"]
     assert switch == [row for row in evaluations(base) if row["phase"] == "switch"]
+
+
+def test_a_fork_with_another_stream_equals_the_run_that_went_straight_through(base: Path, tmp_path: Path) -> None:
+    fork = run(arm(base, tmp_path / "fork", "linear:100", online_stream=1))
+    smoothing = SmoothingConfig("linear:100")
+    config = settings(base.parent, tmp_path / "x", pretrained=None, online_stream=1, smoothing=smoothing)
+    assert [row for row in evaluations(run(config)) if row["phase"] != "offline"] == evaluations(fork)
 
 
 def test_a_fork_starts_at_a_switch(base: Path, tmp_path: Path) -> None:
