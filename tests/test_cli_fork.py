@@ -77,6 +77,7 @@ def test_a_later_fork_adds_its_arms_and_the_controls(
     content = json.loads((study / "fork.json").read_text())
     assert list(content["arms"]) == names
     assert content["controls"] == names[3:]
+    assert len(content["commands"]) == 2
     page = (study / "RESULTS.md").read_text()
     assert all(name in page for name in names)
     assert "a difference like that between the two is chance" in shown
@@ -87,6 +88,22 @@ def test_a_later_fork_adds_its_arms_and_the_controls(
         for name, folder in content["arms"].items()
     }
     assert [name for name, stream in streams.items() if stream] == [names[-1]]
+
+
+def test_controls_that_are_there_are_not_run_again(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "x"), "--controls"]
+    assert main(["fork", str(base), "--arm", "linear:20", *SHORT, *out]) == 0
+    before = (tmp_path / "x" / "stay" / "evaluations.jsonl").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main(["fork", str(base), "--arm", "linear:30", *SHORT, *out]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "controls that are there already: stay, jump, mixed batch, jump to floor 0.2" in told
+    assert (tmp_path / "x" / "stay" / "evaluations.jsonl").stat().st_mtime_ns == before
+    names = list(json.loads((tmp_path / "x" / "fork.json").read_text())["arms"])
+    assert names[5:] == ["linear:30", "linear:30 (A/A)"]
+    assert len(names) == 7
 
 
 def test_compare_calls_arms_by_their_names(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,6 +141,7 @@ def test_a_ramp_that_ends_with_the_budget_is_warned_about(
         (["BASE", "--arm", "jump", "--out", "BASE/manifest.json"], "manifest.json is a file"),
         (["STUDY/jump/checkpoints/final", "--arm", "jump"], "is how a run ended, not its switch"),
         (["STUDY/jump", "--arm", "exponential:9", "--out", "STUDY"], "holds a fork of"),
+        (["BASE", "--arm", "exponential:9", "--out", "STUDY", "--online-steps", "9"], "with online_steps = 80, these"),
     ],
 )
 def test_bad_input_to_a_fork_is_one_line(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,65 +89,96 @@ def fork(
         O2OError: Arms that cannot be told apart, folders that are taken, or what an arm raised.
     """
     check_arms(arms)
-    earlier = _earlier(arms, out) if join else {}
+    earlier = _earlier(arms, out) if join else _Earlier()
+    there = [arm.name for arm in arms if arm.control and arm.name in earlier.folders]
+    arms = [arm for arm in arms if arm.name not in there]
     configs = {arm.name: replace(arm.config, out=str(out / arm.folder)) for arm in arms}
     for config in configs.values():  # all of them before the first is trained
         check_out(Path(str(config.out)), config)
     if opening:
         progress.note(opening)
+    if there:
+        progress.note(f"controls that are there already: {', '.join(there)}")
     for arm in arms:
         _warn_of_ramp(arm, progress)
-    folders = {**earlier, **run_arms(configs, progress, population=population)}
+    folders = {**earlier.folders, **run_arms(configs, progress, population=population)}
+    commands = [*earlier.commands, command]
+    controls = [*earlier.controls, *(arm.name for arm in arms if arm.control)]
     curves = draw_arms(folders, out / PICTURE, title=title)
     rows, paired = arm_table(curves), paired_rows(curves)
-    _write(out / FORK, _record(arms, folders, out, command))
-    _write(out / RESULTS, _page(folders, rows, paired, heading or title, command))
+    _write(out / FORK, _record(arms, folders, out, commands, controls))
+    _write(out / RESULTS, _page(folders, rows, paired, heading or title, commands))
     return Forked(out, folders, rows, paired)
 
 
-def _earlier(arms: Sequence[ForkArm], out: Path) -> dict[str, Path]:
-    """The arms that a fork of the same checkpoint has left in the folder, but for those that are run again."""
+@dataclass(frozen=True)
+class _Earlier:
+    """What a fork of the same checkpoint has left in the folder, but for arms that are run again."""
+
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    controls: Sequence[str] = ()
+    commands: Sequence[str] = ()
+
+
+def _earlier(arms: Sequence[ForkArm], out: Path) -> _Earlier:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; choose another --out")
     if not out.is_dir() or not any(out.iterdir()):
-        return {}
+        return _Earlier()
     file, config = out / FORK, arms[0].config
     if not file.is_file():
         if config.overwrite:
-            return {}
+            return _Earlier()
         raise ConfigError(
             f"{out} is not empty and holds no finished fork; choose another --out, or --overwrite to replace its arms"
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         checkpoint, found = content["checkpoint"], {str(name): out / folder for name, folder in content["arms"].items()}
+        controls, commands = list(content["controls"]), list(content["commands"])
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"{file} is broken ({error!r}); choose another --out") from None
     if checkpoint != _checkpoint(config):
         raise ConfigError(
             f"{out} holds a fork of {checkpoint}, this is one of {_checkpoint(config)}; choose another --out"
         )
-    new = {arm.name for arm in arms}
     taken = [arm.name for arm in arms if (out / arm.folder).exists()]
+    taken = [name for name in taken if name not in found or name not in {a.name for a in arms if a.control}]
     if taken and not config.overwrite:
         raise ConfigError(
             f"{out} has the arm '{taken[0]}' already; leave it out, give it another name=..., choose another --out, or "
             f"--overwrite to run it again"
         )
-    folders = {arm.folder for arm in arms}
-    return {name: path for name, path in found.items() if name not in new and path.name not in folders}
+    again = {arm.folder for arm in arms if config.overwrite or not arm.control}
+    kept = {name: path for name, path in found.items() if path.name not in again}
+    for path in kept.values():
+        _check_shared(config, path)
+    return _Earlier(kept, [name for name in controls if name in kept], commands)
+
+
+def _check_shared(config: RunConfig[Any], run_dir: Path) -> None:
+    """Refuse arms that an arm which is there cannot be compared with."""
+    mine, other = json.loads(json.dumps(config.to_dict())), read_manifest(run_dir)["config"]
+    for name in ("online_steps", "num_envs", "evaluation"):
+        if mine[name] != other[name]:
+            raise ConfigError(
+                f"{run_dir} was run with {name} = {other[name]}, these arms have {mine[name]}; give them the same, or "
+                f"choose another --out"
+            )
 
 
 def _checkpoint(config: RunConfig[Any]) -> str:
     return str(Path(str(config.pretrained)).resolve())
 
 
-def _record(arms: Sequence[ForkArm], folders: Mapping[str, Path], out: Path, command: str) -> str:
+def _record(
+    arms: Sequence[ForkArm], folders: Mapping[str, Path], out: Path, commands: Sequence[str], controls: Sequence[str]
+) -> str:
     content = {
         "checkpoint": _checkpoint(arms[0].config),
-        "command": command,
+        "commands": list(commands),
         "arms": {name: str(path.relative_to(out)) for name, path in folders.items()},
-        "controls": [arm.name for arm in arms if arm.control],
+        "controls": list(controls),
         "versions": versions(),
     }
     return json.dumps(content, indent=1) + "\n"
@@ -195,8 +226,8 @@ def paired_rows(curves: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:
     for arm in others:
         seeds = [seed for seed in found[first] if seed in found[arm]]
         row: dict[str, Any] = {"arm": arm, "against": first, "n": len(seeds)}
-        for name, field in (("dip", "dip_depth"), ("dip_area", "dip_area"), ("final", "final")):
-            own = [getattr(found[arm][s], field) - getattr(found[first][s], field) for s in seeds]
+        for name, of_curve in (("dip", "dip_depth"), ("dip_area", "dip_area"), ("final", "final")):
+            own = [getattr(found[arm][s], of_curve) - getattr(found[first][s], of_curve) for s in seeds]
             error = float(np.std(own, ddof=1)) / len(own) ** 0.5 if len(own) > 1 else None
             row[name] = (float(np.mean(own)) if own else float("nan"), error)
         row["smaller_dip"] = sum(found[arm][s].dip_depth < found[first][s].dip_depth for s in seeds)
@@ -248,20 +279,21 @@ def _page(
     rows: Sequence[Mapping[str, Any]],
     paired: Sequence[Mapping[str, Any]],
     heading: str,
-    command: str,
+    commands: Sequence[str],
 ) -> str:
     manifest = read_manifest(next(iter(folders.values())))
     data = "none" if manifest["dataset"] is None else manifest["dataset"]["note"]
     source = manifest["score"]["references"]["source"]
     scores = f" Scores: 0 = random policy, 100 = reference policy ({source})." if source else ""
     versioned = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
+    done = "; ".join(f"`{command}`" for command in commands)
     differences = ""
     if paired:
         lines = [_HEADERS, ("---", *["---:"] * (len(_HEADERS) - 1)), *map(_paired_cells, paired)]
         differences = "".join("| " + " | ".join(line) + " |\n" for line in lines) + f"\n{paired_note(paired)}\n\n"
     return (
         f"# {heading}\n\nData: {data}.{scores}\n\n{render_table(rows)}\n{table_note(rows)}\n\n{differences}"
-        f"![curves]({PICTURE})\n\nCommand: `{command}`\n\nVersions: {versioned}\n"
+        f"![curves]({PICTURE})\n\nCommand: {done}\n\nVersions: {versioned}\n"
     )
 
 

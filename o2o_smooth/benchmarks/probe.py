@@ -265,7 +265,11 @@ def write_probe(found: Probe, folder: Path, command: str) -> None:
     """
     from o2o_smooth.stability.path_plot import plot_path  # matplotlib is slow to import
 
-    title = f"{found.task.id}: from {_short(found.first)} to {_short(found.second)}"
+    runs = run_folder(found.first), run_folder(found.second)
+    ends = f"from {_short(found.first)} to {_short(found.second)}"
+    if runs[0] is not None and runs[0] == runs[1]:
+        ends = f"{runs[0].name} from {found.first.name} to {found.second.name}"
+    title = f"{found.task.id}: {ends}"
     subtitle = f"{len(found.seeds)} seeds, {found.scores.shape[2]} episodes each; {found.way.sentence()}"
     plot_path(found.way.shares, found.scores, folder / PICTURE, title=title, subtitle=subtitle, unit=found.unit)
     content: dict[str, Any] = {
@@ -281,6 +285,7 @@ def write_probe(found: Probe, folder: Path, command: str) -> None:
         "returns": found.returns.tolist(),
         "valley": asdict(found.way.valley) | {"significant": found.way.valley.significant},
         "peak": asdict(found.way.peak) | {"significant": found.way.peak.significant},
+        "own_valleys": found.way.own_valleys,
         "says": [found.way.sentence(), found.way.best()],
         "command": command,
         "versions": versions(),

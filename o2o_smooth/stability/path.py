@@ -59,9 +59,16 @@ class Path:
     """The highest point between the ends."""
     seeds: int
     """How many."""
+    own_valleys: int
+    """Seeds whose own line has a valley, by the same test on their episodes alone."""
 
     def sentence(self) -> str:
         """Whether there is a valley, in plain words."""
+        if self.valley.significant or self.seeds == 1:
+            return self._of_all()
+        return f"{self._of_all()}; of the seeds alone, {self.own_valleys} of {self.seeds} have one"
+
+    def _of_all(self) -> str:
         low, noise = self.valley, _amount(2 * self.valley.error)
         where = f"at {low.at:g} of the way the score is {_amount(low.score)}"
         ends = f"the ends have {_amount(self.scores[0])} and {_amount(self.scores[-1])}"
@@ -112,6 +119,7 @@ def read_path(shares: ArrayLike, scores: ArrayLike) -> Path:
         scores=tuple(values.mean(axis=(1, 2)).tolist()),
         errors=tuple(_test(point)[1] for point in values),
         valley=_extreme(at, values, sign=-1.0),
+        own_valleys=sum(_extreme(at, values[:, [s]], sign=-1.0).significant for s in range(values.shape[1])),
         peak=_extreme(at, values, sign=1.0),
         seeds=values.shape[1],
     )

@@ -33,6 +33,15 @@ def test_a_valley_is_below_both_ends() -> None:
     assert "no point between is better than both ends; the better end is 1" in found.best()
 
 
+def test_a_seeds_own_valley_is_told_where_the_mean_has_none() -> None:
+    values = scores([40, 50, 60, 70, 80])
+    values[2, 1] -= 40
+    found = read_path(SHARES, values)
+    assert not found.valley.significant
+    assert found.own_valleys == 1
+    assert found.sentence().endswith("of the seeds alone, 1 of 3 have one")
+
+
 def test_a_slope_is_no_valley() -> None:
     found = read_path(SHARES, scores([50, 40, 30, 20, 10]))
     assert not found.valley.significant
