@@ -229,8 +229,8 @@ def test_exploration_noise_is_the_same_by_seed_and_step(
     seen: dict[tuple[int, int], list[bytes]] = {}
     normal = Draws.normal
 
-    def spy(self: Draws, name: str, step: int, shape: Any) -> Tensor:
-        out = normal(self, name, step, shape)
+    def spy(self: Draws, name: str, step: int, shape: Any, **rest: Any) -> Tensor:
+        out = normal(self, name, step, shape, **rest)
         if name == "explore":
             for seed, own in zip(self.seeds, out, strict=True):
                 seen.setdefault((seed, step), []).append(own.numpy().tobytes())
