@@ -39,7 +39,9 @@ def probe(arguments: list[str]) -> int:
 
     count = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     ends, options = [Path(word) for word in arguments[:count]], arguments[count:]
-    config = parse(probing.ProbeConfig, probing.ProbeConfig(), options, "o2o-smooth probe", EXAMPLES)
+    wants_help = any(option in ("-h", "--help") for option in options)
+    prog = "o2o-smooth probe" + (" (RUN | A B)" if wants_help else "")
+    config = parse(probing.ProbeConfig, probing.ProbeConfig(), options, prog, EXAMPLES)
     if not 1 <= len(ends) <= 2:
         raise O2OError(
             f"probe takes a run folder or two checkpoints before its options, got {len(ends)}; o2o-smooth probe --help "
