@@ -142,6 +142,11 @@ class Output:
             self.tracker.evaluation(row)
         save_checkpoint(self.out / "checkpoints" / "switch", agent, record, members=self._saved(agent))
 
+    def remember(self, name: str, value: Mapping[str, Any]) -> None:
+        """Put something into the manifest, at once."""
+        self.manifest[name] = dict(value)
+        self.tracker.manifest(self.manifest)
+
     def final(self, record: SwitchRecord, agent: Agent, controller: SmoothingController) -> None:
         """Keep the end of the run."""
         folder = self.out / "checkpoints" / "final"

@@ -20,7 +20,8 @@ from o2o_smooth.agents.storage import take_members
 from o2o_smooth.data.buffer import ReplayBuffer
 from o2o_smooth.data.collect import Collector
 from o2o_smooth.data.normalize import observation_statistics
-from o2o_smooth.envs import make_vector_env
+from o2o_smooth.envs import Task, make_vector_env
+from o2o_smooth.errors import ParityError
 from o2o_smooth.smoothing import COMPONENTS, JointController, Mix, SmoothingController
 from o2o_smooth.training.checkpoint import SwitchRecord
 from o2o_smooth.training.config import RunConfig
@@ -28,6 +29,8 @@ from o2o_smooth.training.evaluate import Evaluation, Evaluator
 from o2o_smooth.training.finetune import OnlineSettings, finetune, overlaps
 from o2o_smooth.training.graphed import GraphedLearner
 from o2o_smooth.training.output import Diverged, Output, Values, own_metrics
+from o2o_smooth.training.parity import check_parity
+from o2o_smooth.training.parity_walks import Paths
 from o2o_smooth.training.prepare import Prepared, prepare
 from o2o_smooth.training.progress import ProgressSink, Silent
 from o2o_smooth.training.seeding import Stream, env_seeds
@@ -195,17 +198,11 @@ class Run:
             for output in self.outputs
         ]
         controller = self._controllers[0] if len(self._controllers) == 1 else JointController(self._controllers)
+        self.check_parity()
         if config.smoothing.regime == "discard":
             self.learner.offline_rows = None
-        collector = Collector(
-            make_vector_env(self.task, self.members * n, vectorizer=config.vectorizer),
-            self.members,
-            self.online_rows,
-            reward_map=self.reward_map,
-            discount=agent.config.discount,
-            seeds=[s for seed in self.seeds for s in env_seeds(seed, Stream.TRAIN_ENV, n)],
-            overlap=overlaps(config.overlap, config.vectorizer, agent.device),
-        )
+        seeds = [s for seed in self.seeds for s in env_seeds(seed, Stream.TRAIN_ENV, n)]
+        collector = self._collector(self.task, n, self.online_rows, seeds)
         settings = OnlineSettings(
             env_steps=budget,
             utd=config.utd,
@@ -219,6 +216,51 @@ class Run:
         for output, record, own in zip(self.outputs, records, self._controllers, strict=True):
             output.final(record, agent, own)
             output.online_data(self.online_rows, f"online steps of {agent.name}")
+
+    def _collector(self, task: Task, envs: int, buffer: ReplayBuffer, seeds: Sequence[int]) -> Collector:
+        """What collects, with so many environments per member."""
+        config = self.config
+        return Collector(
+            make_vector_env(task, self.members * envs, vectorizer=config.vectorizer),
+            self.members,
+            buffer,
+            reward_map=self.reward_map,
+            discount=self.agent.config.discount,
+            seeds=seeds,
+            overlap=overlaps(config.overlap, config.vectorizer, self.agent.device),
+        )
+
+    def check_parity(self) -> None:
+        """See `parity`; what came out goes into the manifests.
+
+        Raises:
+            ParityError: The two paths disagree.
+        """
+        found = {"outcome": "skipped", "remark": "--no-parity-check"}
+        try:
+            if self.config.switch.parity_check:
+                rows, data = self.learner.offline_rows, self.dataset
+                parity = check_parity(
+                    Paths(
+                        self.agent,
+                        self.task,
+                        self.reward_map,
+                        lanes=min(2, self.config.num_envs),
+                        evaluator=lambda task, envs: Evaluator(task, self.agent.seeds, envs=envs),
+                        collector=self._collector,
+                    ),
+                    pool=self.config.vectorizer == "envpool",
+                    offline=None if rows is None or data is None else (rows, data.transitions),
+                )
+                found = parity.to_dict()
+                if parity.outcome != "agree":
+                    self.progress.note(f"parity check: {parity.remark}")
+        except ParityError as error:
+            found = {"outcome": "disagree", "culprit": error.culprit, "remark": str(error)}
+            raise
+        finally:
+            for output in self.outputs:
+                output.remember("parity", found)
 
     def log(self, env_steps: int, info: Metrics, signals: Sequence[Mapping[str, float]]) -> None:
         """See `Observer`."""
