@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from o2o_smooth.agents.base import Agent
+from o2o_smooth.agents.blending import gradients_of
 from o2o_smooth.agents.heads import gaussian
 from o2o_smooth.agents.networks import MLP, Actor
 from o2o_smooth.data.batch import Batch
 from o2o_smooth.errors import ConfigError
-from o2o_smooth.smoothing.objective import Objective
+from o2o_smooth.smoothing.objective import COMPONENTS, Objective, member_dots, member_norms
 
 Side = Literal["offline", "online"]
 DORMANT = 0.025
@@ -97,20 +98,20 @@ def action_distance(now: Tensor, then: Tensor) -> Tensor:
 
 
 class _Drawn(Mapping[str, Tensor]):
-    """Noise that is drawn when an objective reads it: the same numbers at every call, so that values compare."""
+    """Noise that is drawn when an objective reads it; at one `step` the numbers are the same at every call."""
 
-    def __init__(self, agent: Agent, objective: Objective, rows: int) -> None:
-        self.agent, self.rows = agent, rows
+    def __init__(self, agent: Agent, objective: Objective, rows: int, step: int = 0, *, prefix: str = "probe/") -> None:
+        self.agent, self.rows, self.step, self.prefix = agent, rows, step, prefix
         self.normal, self.uniform = objective.normal_noise, objective.uniform_noise
         self._drawn: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._drawn:
-            draws, label = self.agent.draws, f"probe/{name}"
+            draws, label = self.agent.draws, f"{self.prefix}{name}"
             if name in self.normal:
-                drawn = draws.normal(label, 0, (self.normal[name], self.rows, self.agent.action_dim))
+                drawn = draws.normal(label, self.step, (self.normal[name], self.rows, self.agent.action_dim))
             else:
-                drawn = draws.uniform(label, 0, (self.uniform[name], self.rows, self.agent.action_dim))
+                drawn = draws.uniform(label, self.step, (self.uniform[name], self.rows, self.agent.action_dim))
             self._drawn[name] = drawn
         return self._drawn[name]
 
@@ -150,6 +151,58 @@ def q_values(agent: Agent, batch: Batch) -> Tensor:
     """Q of the rows' own actions, (M, E, B)."""
     rows = agent.encode(batch)
     return agent.networks.q(rows.obs, rows.action)
+
+
+# The objectives
+
+
+class Pull(NamedTuple):
+    """What the two objectives want of one component, per member (M,); None of a side that does not know it."""
+
+    offline: Tensor | None
+    """Norm of the offline objective's gradient."""
+    online: Tensor | None
+    """Norm of the online objective's."""
+    cosine: Tensor | None
+    """Of the two, where both are there."""
+
+
+def pulls(agent: Agent, source: Batch, target: Batch) -> dict[str, Pull]:
+    """Gradient norms of both objectives for every component, those included that one of them alone has.
+
+    Args:
+        agent: The agent; nothing is stepped. Draws are those of its next update.
+        source: The offline objective's rows, raw.
+        target: The online objective's rows, raw.
+    """
+    parameters = agent.networks.component_parameters()
+    gradients = []
+    for objective, batch in ((agent.offline, source), (agent.online, target)):  # one after the other, to save memory
+        rows = agent.encode(batch)
+        noise = _Drawn(agent, objective, rows.reward.shape[1], agent.updates, prefix="")
+        terms = objective.terms(rows, noise, frozenset(objective.components))
+        gradients.append(gradients_of({name: term.loss for name, term in terms.items()}, parameters))
+    offline, online = gradients
+    found = {}
+    for name in COMPONENTS:
+        a, b = offline.get(name), online.get(name)
+        if a is None and b is None:
+            continue
+        n_a, n_b = (None if g is None else member_norms([x.double() for x in g]) for g in (a, b))
+        cosine = None
+        if a is not None and b is not None and n_a is not None and n_b is not None:
+            norms = n_a * n_b
+            dots = member_dots([x.double() for x in a], [x.double() for x in b])
+            cosine = torch.where(norms > 0, dots / torch.where(norms > 0, norms, 1.0), 0.0)
+        found[name] = Pull(n_a, n_b, cosine)
+    return found
+
+
+@torch.no_grad()
+def moment_norms(agent: Agent) -> dict[str, tuple[Tensor, Tensor]]:
+    """Euclidean norms of Adam's first and second moments of every component, (M,) each."""
+    adam = agent.optimizer
+    return {name: (member_norms(adam.first[name]), member_norms(adam.second[name])) for name in adam.components}
 
 
 # The units

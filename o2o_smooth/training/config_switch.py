@@ -18,9 +18,9 @@ class SwitchConfig:
     """Write down what the switch does to the agent (audit.jsonl): gradients of both objectives, KL from the policy at
     the switch, TD errors, drift of Q and features, dormant units, optimiser. It changes nothing in the run."""
     audit_every: int | None = None
-    """Online updates between audits, after the dense first ones (0, 1, 2, 4, 8, ...); default: a line of metrics.jsonl
-    apart, but at least 500."""
-    audit_rows: int = 256
+    """Online updates between audits, after the dense first ones (0, 1, 2, 4, 8, ...); default: as lines of
+    metrics.jsonl, but at least 500, and in short runs fewer of the first ones, so that audits stay a small part."""
+    audit_rows: int = 128
     """Offline rows, the same all the time, and newest online rows that the audit looks at."""
 
     def __post_init__(self) -> None:

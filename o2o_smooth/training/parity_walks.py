@@ -93,6 +93,7 @@ def walk_collection(paths: Paths, policy: Policy, *, steps: int) -> Walk:
     """Walk the collection path for so many vector steps, on the seeds of `walk_evaluation`."""
     agent, lanes, members = paths.agent, paths.lanes, paths.agent.members
     buffer = ReplayBuffer(members, steps * lanes, agent.obs_dim, agent.action_dim, device=agent.device)
+    first_row = buffer.written
     seeds = [s for seed in agent.seeds for s in env_seeds(seed, Stream.EVAL_ENV, lanes, PARITY_INDEX)]
     collector = paths.collector(paths.task, lanes, buffer, seeds)
     returns: dict[int, tuple[float, int]] = {}
@@ -105,7 +106,7 @@ def walk_collection(paths: Paths, policy: Policy, *, steps: int) -> Walk:
                 returns.setdefault(episode.member * lanes + episode.lane, first)
     finally:
         collector.close()
-    numbers = np.arange(steps * lanes)
+    numbers = first_row + np.arange(steps * lanes)
     packed = np.stack([buffer.packed_rows(m, numbers).reshape(steps, lanes, -1) for m in range(members)], 1)
     rows = packed.reshape(steps, members * lanes, -1)
     at = columns(agent.obs_dim, agent.action_dim)

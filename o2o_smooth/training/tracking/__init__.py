@@ -21,7 +21,7 @@ class Sink(Protocol):
     """Something that takes rows."""
 
     def log(self, kind: str, row: Mapping[str, Any]) -> None:
-        """Take one row of kind "evaluation" or "metrics"."""
+        """Take one row of kind "evaluation", "metrics" or "audit"."""
 
     def close(self, status: str) -> None:
         """Write out what is left; `status` is "completed", or says how else the run ended."""
@@ -48,6 +48,10 @@ class Tracker:
     def metrics(self, row: Mapping[str, Any]) -> None:
         """The metrics of one seed at one logging step."""
         self._log("metrics", row)
+
+    def audit(self, row: Mapping[str, Any]) -> None:
+        """One audit of one seed."""
+        self._log("audit", row)
 
     def manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace `manifest.json`, whole or not at all."""
