@@ -19,7 +19,9 @@ from o2o_smooth.agents.probes import (
     kl_from,
     kl_name,
     linear_cka,
+    moment_norms,
     policy_snapshot,
+    pulls,
     q_values,
     td_error,
 )
@@ -272,3 +274,53 @@ def test_probes_move_nothing(name: str) -> None:
     assert state_of(agent) == before
     assert torch.equal(torch.get_rng_state(), global_state)
     assert all(p.grad is None for p in agent.networks.parameters())
+
+
+@pytest.mark.parametrize(("name", "online"), PAIRS)
+def test_pulls_are_the_two_objectives_own_gradients(name: str, online: str) -> None:
+    agent, source, target = make_agent(name, online), three_rows(), three_rows()
+    target = target._replace(reward=target.reward + 1.0, obs=target.obs * 0.5)
+    before = state_of(agent)
+    found = pulls(agent, source, target)
+    report = agent.gradient_report(source, target)
+    assert set(found) == set(agent.offline.components) | set(agent.online.components)
+    for component, pull in found.items():
+        assert (pull.offline is not None) == (component in agent.offline.components)
+        assert (pull.online is not None) == (component in agent.online.components)
+        if component in report:
+            expected = report[component]
+            assert pull.offline is not None
+            assert pull.online is not None
+            assert pull.cosine is not None
+            for a, b in zip((pull.offline, pull.online, pull.cosine), expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    assert state_of(agent) == before
+    assert all(p.grad is None for p in agent.networks.parameters())
+
+
+def test_pulls_of_one_side_alone_are_norms_without_a_cosine() -> None:
+    agent, batch = make_agent("iql", "sac"), three_rows()
+    found = pulls(agent, batch, batch)
+    assert found["value"].online is found["value"].cosine is found["temperature"].offline is None
+    value = agent.networks.value
+    assert value is not None
+    rows, quantile = agent.encode(batch), 0.7
+    error = agent.networks.target_q(rows.obs, rows.action).amin(1) - agent.networks.v(rows.obs)
+    loss = ((quantile - (error < 0).double()).abs() * error.square()).mean(-1).sum()
+    gradients = torch.autograd.grad(loss, list(value.parameters()))
+    expected = [float(torch.sqrt(sum(g[m].square().sum() for g in gradients))) for m in range(2)]  # type: ignore[arg-type]
+    assert found["value"].offline is not None
+    np.testing.assert_allclose(found["value"].offline.numpy(), expected, rtol=1e-10)
+
+
+def test_moments_are_the_optimisers_own() -> None:
+    agent, batch = make_agent("sac"), three_rows()
+    agent.update(batch)
+    found = moment_norms(agent)
+    assert set(found) == {"actor", "critic", "temperature"}
+    for name, norms in found.items():
+        for norm, moments in zip(norms, (agent.optimizer.first[name], agent.optimizer.second[name]), strict=True):
+            for m in range(2):
+                flat = np.concatenate([x[m].numpy().ravel() for x in moments])
+                assert float(norm[m]) == pytest.approx(float(np.linalg.norm(flat)), rel=1e-12)
+                assert float(norm[m]) > 0
