@@ -7,7 +7,7 @@ random state. Rows come raw, as buffers serve them, and are encoded here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from o2o_smooth.agents.heads import gaussian
 from o2o_smooth.agents.networks import MLP, Actor
 from o2o_smooth.data.batch import Batch
 from o2o_smooth.errors import ConfigError
-from o2o_smooth.smoothing.objective import COMPONENTS, Objective, member_dots, member_norms
+from o2o_smooth.smoothing.objective import COMPONENTS, Objective
 
 Side = Literal["offline", "online"]
 DORMANT = 0.025
@@ -188,21 +188,33 @@ def pulls(agent: Agent, source: Batch, target: Batch) -> dict[str, Pull]:
         a, b = offline.get(name), online.get(name)
         if a is None and b is None:
             continue
-        n_a, n_b = (None if g is None else member_norms([x.double() for x in g]) for g in (a, b))
+        n_a, n_b = (None if g is None else _norms(g) for g in (a, b))
         cosine = None
         if a is not None and b is not None and n_a is not None and n_b is not None:
             norms = n_a * n_b
-            dots = member_dots([x.double() for x in a], [x.double() for x in b])
-            cosine = torch.where(norms > 0, dots / torch.where(norms > 0, norms, 1.0), 0.0)
+            cosine = torch.where(norms > 0, _dots(a, b) / torch.where(norms > 0, norms, 1.0), 0.0)
         found[name] = Pull(n_a, n_b, cosine)
     return found
+
+
+def _dots(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Inner product over all parameters, per member, (M,), summed in float64."""
+    return torch.stack([(x.double() * y.double()).reshape(len(x), -1).sum(1) for x, y in zip(a, b, strict=True)]).sum(0)
+
+
+def _norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm over all parameters, per member, (M,), summed in float64."""
+    parts = [torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1, dtype=torch.float64) for x in tensors]
+    return torch.stack(parts).square().sum(0).sqrt()
 
 
 @torch.no_grad()
 def moment_norms(agent: Agent) -> dict[str, tuple[Tensor, Tensor]]:
     """Euclidean norms of Adam's first and second moments of every component, (M,) each."""
     adam = agent.optimizer
-    return {name: (member_norms(adam.first[name]), member_norms(adam.second[name])) for name in adam.components}
+    kinds = adam.first, adam.second
+    first, second = ({name: _norms(own) for name, own in moments.items()} for moments in kinds)
+    return {name: (first[name], second[name]) for name in first}
 
 
 # The units

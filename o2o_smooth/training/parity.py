@@ -46,8 +46,8 @@ class Parity:
     remark: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """For the manifest."""
-        return dataclasses.asdict(self)
+        """For the manifest, where a run of a population stands as if it had been alone: without the steps."""
+        return {"outcome": self.outcome, "remark": self.remark}
 
 
 @dataclass(frozen=True)
