@@ -42,10 +42,10 @@ from o2o_smooth.training.learner import Learner
 
 ROWS_FILE = "audit.safetensors"  # in the checkpoint of the switch
 FEWEST_BETWEEN = 500
-SHARE = 100
-"""An audit takes about as long as two or three updates. So regular audits are at least `FEWEST_BETWEEN` updates apart,
-and a run has one for `SHARE` updates at most; both are longer where the offline objective is dear."""
-CHEAP_DRAWS = 8  # actions that an objective draws per row; CQL's 32 make it several times as dear as others
+SHARE = 150
+"""An audit takes about as long as two to four updates. So regular audits are at least `FEWEST_BETWEEN` updates apart,
+and a run has one for `SHARE` updates at most, but for two; both are more where the offline objective is dear."""
+CHEAP_DRAWS = 10  # actions that an objective draws per row; CQL's 32 make it several times as dear as others
 _ROW_SEED = 20_230_515  # of the choice of rows; every run on one dataset looks at the same ones
 Values = Mapping[str, NDArray[np.float64]]  # name -> (M,)
 Write = Callable[[int, int, Values], None]  # env_steps, updates since the switch, values
@@ -80,9 +80,13 @@ class Rhythm:
 
     every: int
     ratio: int = 2
+    first: int = 1
+    """The first one that is not before all updates."""
 
     def after(self, updates: int) -> int:
         """The audit that follows one after so many updates."""
+        if updates == 0:
+            return self.first
         return updates + max(1, min((self.ratio - 1) * updates, self.every))
 
     def count(self, updates: int) -> int:
@@ -105,8 +109,11 @@ def rhythm(updates: int, *, log_every: float, every: int | None = None, draws: i
     if every is not None:
         return Rhythm(every)
     dear = max(1.0, draws / CHEAP_DRAWS)
-    found = Rhythm(max(math.ceil(FEWEST_BETWEEN * dear), math.ceil(log_every)))
-    while found.count(updates) > max(3.0, updates / (SHARE * dear)) and found.ratio < updates:
+    regular, most = max(math.ceil(FEWEST_BETWEEN * dear), math.ceil(log_every)), updates / (SHARE * dear)
+    if most < 3:
+        return Rhythm(regular, first=max(1, updates))
+    found = Rhythm(regular)
+    while found.count(updates) > most and found.ratio < updates:
         found = replace(found, ratio=2 * found.ratio)
     return found
 

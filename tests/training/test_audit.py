@@ -287,18 +287,19 @@ def test_audits_are_log_spaced_and_then_regular() -> None:
     assert points(Rhythm(100, ratio=4), 300) == [0, 1, 4, 16, 64, 164, 264]
     assert rhythm(100_000, log_every=1000) == Rhythm(1000)
     assert rhythm(100_000, log_every=10) == Rhythm(500)
-    assert rhythm(100_000, log_every=10, draws=32) == Rhythm(2000)  # CQL's objective is several times as dear
+    assert rhythm(100_000, log_every=10, draws=32) == Rhythm(1600)  # CQL's objective is several times as dear
     assert rhythm(100, log_every=1, every=7) == Rhythm(7)
 
 
 @pytest.mark.parametrize("draws", [0, 2, 32, 42])
 @pytest.mark.parametrize("updates", [10, 100, 266, 1000, 1500, 5000, 100_000])
-def test_audits_are_one_for_a_hundred_updates_at_most(updates: int, draws: int) -> None:
+def test_audits_are_one_for_a_hundred_and_fifty_updates_at_most(updates: int, draws: int) -> None:
     found = rhythm(updates, log_every=updates / 100, draws=draws)
     count = len({*points(found, updates), updates})
     assert count <= found.count(updates)
-    assert count <= max(3, updates / 100)
-    assert points(found, 1) == [0, 1]
+    assert count <= max(2, updates / 150)
+    if updates >= 100_000:
+        assert points(found, 128) == [0, 1, 2, 4, 8, 16, 32, 64, 128]
 
 
 # In a run
@@ -475,4 +476,4 @@ def test_settings_out_of_range_are_refused(name: str, value: int) -> None:
 def test_short_runs_are_audited_at_both_ends(data: Path, tmp_path: Path) -> None:  # noqa: F811
     evaluation = EvaluationConfig(eval_episodes=1, switch_episodes=1, eval_envs=1, eval_every=1000)
     out = run(small(data, tmp_path / "run", evaluation=evaluation))
-    assert [r["switch/updates"] for r in audits(out) if r["seed"] == 3] == [0, 1, 47]
+    assert [r["switch/updates"] for r in audits(out) if r["seed"] == 3] == [0, 47]
