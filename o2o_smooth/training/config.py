@@ -12,6 +12,7 @@ from o2o_smooth.agents import AGENTS, AgentConfig
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.training.config_files import apply_values, read_toml, unknown
 from o2o_smooth.training.config_groups import REGIME_SHARE, EvaluationConfig, Regime, SmoothingConfig
+from o2o_smooth.training.config_switch import SwitchConfig
 from o2o_smooth.training.run_presets import run_preset
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Regime",
     "RunConfig",
     "SmoothingConfig",
+    "SwitchConfig",
     "apply_values",
     "default_config",
     "read_toml",
@@ -39,6 +41,8 @@ class RunConfig(Generic[C]):
     """How the offline objective gives way to the online one."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """When and how the policy is evaluated."""
+    switch: SwitchConfig = field(default_factory=SwitchConfig)
+    """What is checked at the switch, and what is watched after it."""
     task: str = "D4RL/pointmaze/umaze-dense-v2"
     """A D4RL id (hopper-medium-v2), a Minari id (D4RL/pointmaze/umaze-v2) or any registered gymnasium id."""
     agent: str = "iql"

@@ -13,7 +13,7 @@ from o2o_smooth.errors import ConfigError
 from o2o_smooth.training.config import REGIME_SHARE, RunConfig, SmoothingConfig
 
 # What a run keeps to itself; everything else is shared, or differs as a setting of the agent or a curve.
-_OWN = ("hyper", "smoothing", "evaluation", "seeds", "online_stream", "out", "overwrite", "save_online")
+_OWN = ("hyper", "smoothing", "evaluation", "switch", "seeds", "online_stream", "out", "overwrite", "save_online")
 _SINKS = ("wandb", "wandb_project", "tensorboard")
 _CURVES = (
     "schedule",
@@ -42,7 +42,7 @@ def shared_settings(config: RunConfig[Any]) -> dict[str, Any]:
     """All that runs of one learner must agree on, by the name of the setting."""
     own = (*_OWN, *_SINKS)
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in own}
-    shared |= dataclasses.asdict(config.evaluation)
+    shared |= dataclasses.asdict(config.evaluation) | dataclasses.asdict(config.switch)
     hyper = leaves(config.hyper)
     shared |= {name: value for name, value in hyper.items() if name.rpartition(".")[2] not in PER_MEMBER}
     if "cql_target_gap" in hyper:
