@@ -16,6 +16,7 @@ from o2o_smooth.data import from_hdf5
 from o2o_smooth.draws import Draws
 from o2o_smooth.errors import CheckpointError, ConfigError
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
+from o2o_smooth.training.config_switch import SwitchConfig
 from o2o_smooth.training.forking import ForkArm, check_arms, find_switch, parse_arm, with_controls
 from o2o_smooth.training.population import run_population
 from o2o_smooth.training.run import run
@@ -237,13 +238,14 @@ def test_exploration_noise_is_the_same_by_seed_and_step(
         return out
 
     monkeypatch.setattr(Draws, "normal", spy)
+    quiet = SwitchConfig(parity_check=False)  # which looks at the exploration too
     for name, schedule in (("a", "jump"), ("b", "linear:50")):
-        run(arm(base, tmp_path / name, schedule))
+        run(arm(base, tmp_path / name, schedule, switch=quiet))
     assert {seed for seed, _ in seen} == {3, 5}
     assert {step for _, step in seen} == set(range(150))
     assert all(len(found) == 2 and found[0] == found[1] for found in seen.values())
     seen.clear()
-    run(arm(base, tmp_path / "c", online_stream=2))
+    run(arm(base, tmp_path / "c", online_stream=2, switch=quiet))
     assert {seed for seed, _ in seen} == {online_seed(3, 2), online_seed(5, 2)}
 
 
