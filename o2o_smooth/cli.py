@@ -1,4 +1,4 @@
-"""The command `o2o-smooth`: run, demo, compare, dashboard, data, tasks, speed, doctor."""
+"""The command `o2o-smooth`: run, fork, demo, compare, probe, advise, dashboard, data, tasks, speed, doctor."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ Offline-to-online reinforcement learning without the collapse at the switch.
 
 commands:
   run      pretrain offline, switch, fine-tune online with a smoothed objective
+  fork     continue one pretraining into several ways to switch, side by side, with the controls of a comparison
   demo     the main job on a small task: four ways to switch, a table and a picture (minutes on two cores)
   compare  one table and one picture of finished runs
+  probe    score along the straight line between two checkpoints: is there a valley between before and after?
+  advise   is the policy better than its data, or the data better; which settings fit that
   data     datasets: list, info, check, download, convert, make
   tasks    list the tasks that --task knows; tasks NAME shows one
   dashboard  the stability panels as a W&B workspace or report (extra: wandb)
@@ -41,9 +44,9 @@ examples:
 COMPARE = """\
 usage: o2o-smooth compare RUN [RUN ...] [--out FILE.png] [--mix-provenance]
 
-One table and one picture of finished runs of one task, each under its folder's name; forks of one checkpoint
-(o2o-smooth run --pretrained) make the fairest comparison. The picture goes to comparison.png unless --out says
-otherwise.
+One table and one picture of finished runs of one task, each under the name of its arm or folder; forks of one
+checkpoint (o2o-smooth fork, or run --pretrained) make the fairest comparison. The picture goes to comparison.png
+unless --out says otherwise.
 
 Both show the mean return of the offline data beside the policies', and where the data come from: d4rl (D4RL's own
 files), minari (Minari's, which are other sets than D4RL's), generated (made by a script) or own (yours). Runs that
@@ -79,8 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": _run,
+        "fork": _fork,
         "demo": _demo,
         "compare": _compare,
+        "probe": _probe,
+        "advise": _advise,
         "dashboard": _dashboard,
         "data": _data,
         "tasks": _tasks,
@@ -234,7 +240,9 @@ def _compare(arguments: list[str]) -> int:
         return _fail(f"unknown option {wrong[0]}; o2o-smooth compare --help shows how it goes")
     if not folders:
         return _fail("compare needs at least one run folder; o2o-smooth compare --help shows how it goes")
-    arms = {Path(folder).name: Path(folder) for folder in folders}
+    arms = {str(read_manifest(Path(folder)).get("arm") or Path(folder).name): Path(folder) for folder in folders}
+    if len(arms) < len(folders):  # arms of several forks: their folders may still tell them apart
+        arms = {Path(folder).name: Path(folder) for folder in folders}
     if len(arms) < len(folders):
         return _fail("runs are told apart by the names of their folders; two of these have the same name")
     tasks = {name: read_manifest(folder)["task"]["id"] for name, folder in arms.items()}
@@ -265,6 +273,24 @@ def _speed(arguments: list[str]) -> int:
     from o2o_smooth.cli_speed import speed
 
     return speed(arguments)
+
+
+def _fork(arguments: list[str]) -> int:
+    from o2o_smooth.cli_fork import fork
+
+    return fork(arguments, parse_run)
+
+
+def _probe(arguments: list[str]) -> int:
+    from o2o_smooth.cli_probe import probe
+
+    return probe(arguments)
+
+
+def _advise(arguments: list[str]) -> int:
+    from o2o_smooth.cli_advise import advise
+
+    return advise(arguments)
 
 
 def _doctor(arguments: list[str]) -> int:

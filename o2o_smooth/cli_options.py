@@ -31,6 +31,17 @@ def take(arguments: list[str], flag: str) -> tuple[list[str], str | None]:
     return rest, value
 
 
+def take_every(arguments: list[str], flag: str) -> tuple[list[str], list[str]]:
+    """Remove an option that may be given several times, with its values in order."""
+    rest, values = list(arguments), []
+    while flag in [argument.partition("=")[0] for argument in rest]:
+        at = next(i for i, argument in enumerate(rest) if argument.partition("=")[0] == flag)
+        width = 1 if "=" in rest[at] else 2
+        values += [take(rest[at : at + width], flag)[1] or ""]
+        del rest[at : at + width]
+    return rest, values
+
+
 def peek(arguments: list[str], flag: str) -> str | None:
     """The value of an option, left where it is."""
     return take(arguments, flag)[1] if flag in [a.partition("=")[0] for a in arguments] else None

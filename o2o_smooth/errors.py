@@ -19,3 +19,16 @@ class EnvError(O2OError, ValueError):
 
 class CheckpointError(O2OError, ValueError):
     """A checkpoint that is absent, broken or made for something else."""
+
+
+class ParityError(O2OError):
+    """At the switch, the same policy does otherwise where it collects than where it is evaluated.
+
+    Args:
+        culprit: What differs, in a word or two.
+        text: What was seen, and what to do.
+    """
+
+    def __init__(self, culprit: str, text: str) -> None:
+        super().__init__(f"the evaluation path and the collection path disagree at the switch ({culprit}): {text}")
+        self.culprit = culprit

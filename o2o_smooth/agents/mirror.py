@@ -120,6 +120,11 @@ def _exploration(objective: type[Objective]) -> str | None:
     return "additive" if explore is TD3Objective.explore else None
 
 
+def explores_around_its_mode(objective: Objective) -> bool:
+    """Whether an objective is known to explore by noise alone: without it, it acts as its policy's mode."""
+    return _exploration(type(objective)) is not None
+
+
 def _normalise(x: FloatArray, gain: FloatArray, shift: FloatArray) -> None:
     """LayerNorm over the last axis, in place."""
     x -= x.mean(-1, keepdims=True)

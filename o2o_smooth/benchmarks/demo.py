@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ from typing import Any
 from rich.console import Console
 
 from o2o_smooth.agents import IQLConfig, SACObjectiveConfig
-from o2o_smooth.benchmarks.arms import run_arms
+from o2o_smooth.benchmarks.fork import fork, paired_table
 from o2o_smooth.benchmarks.placement import Population
 from o2o_smooth.errors import ConfigError
-from o2o_smooth.stability.report import arm_table, render_table, rich_table, table_note
+from o2o_smooth.stability.report import rich_table
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
-from o2o_smooth.training.manifest import versions
-from o2o_smooth.training.pictures import draw_arms, read_manifest
+from o2o_smooth.training.forking import ForkArm, with_controls
 from o2o_smooth.training.progress import show_progress
 from o2o_smooth.training.run import run
 
@@ -45,6 +43,8 @@ class DemoConfig:
     """Length of the linear ramp, and of the gate's if it never closes."""
     eval_episodes: int = 20
     """Episodes per evaluation and seed."""
+    controls: bool = False
+    """Add the controls of a comparison: stay, jump straight to a floor, and one arm again with other random numbers."""
     population: Population = "auto"
     """stack: all arms that can share one batched learner do. processes: arms side by side, one thread each. auto:
     whichever is predicted to be faster here; both give the same numbers up to float rounding."""
@@ -54,24 +54,17 @@ class DemoConfig:
             raise ConfigError(f"online_steps must be at least 1, got {self.online_steps}")
 
 
-def arms(config: DemoConfig, base: Path) -> dict[str, RunConfig[Any]]:
-    """The four arms, forked from the pretraining in `base`."""
+def arms(config: DemoConfig, base: Path) -> list[ForkArm]:
+    """The four arms, forked from the pretraining in `base`, and the controls where they are wanted."""
     switches = {
         "jump": SmoothingConfig("jump"),
         "jump, mixed batch": SmoothingConfig("jump", regime="mixed"),
         "linear": SmoothingConfig("linear", ramp_steps=config.ramp_steps),
         "performance gate": SmoothingConfig("performance_gate", ramp_steps=config.ramp_steps),
     }
-    return {
-        name: _settings(
-            config,
-            smoothing,
-            pretrained=str(base / "pretrain"),
-            out=str(base / name.replace(", ", "-").replace(" ", "-")),
-            online_steps=config.online_steps,
-        )
-        for name, smoothing in switches.items()
-    }
+    shared = _settings(config, SmoothingConfig(), pretrained=str(base / "pretrain"), online_steps=config.online_steps)
+    found = [ForkArm(name, dataclasses.replace(shared, smoothing=s)) for name, s in switches.items()]
+    return with_controls(found, shared) if config.controls else found
 
 
 def _settings(config: DemoConfig, smoothing: SmoothingConfig, **rest: Any) -> RunConfig[Any]:
@@ -106,15 +99,21 @@ def demo(config: DemoConfig, console: Console | None = None) -> int:
     with show_progress() as progress:
         pretraining = _settings(config, SmoothingConfig(), out=str(base / "pretrain"), online_steps=0, threads=1)
         run(pretraining, progress, name="pretrain IQL")
-        folders = run_arms(arms(config, base), progress, population=config.population)
-    picture = base / "stability.png"
-    curves = draw_arms(folders, picture, title="IQL → SAC at the switch, PointMaze UMaze dense")
-    rows = arm_table(curves)
-    console.print(rich_table(rows, title="IQL pretrained offline, SAC online, PointMaze UMaze dense"))
-    (base / "RESULTS.md").write_text(_results(config, rows, read_manifest(base / "pretrain")), encoding="utf-8")
+        found = fork(
+            arms(config, base),
+            base,
+            progress,
+            title="IQL → SAC at the switch, PointMaze UMaze dense",
+            heading=f"IQL pretrained offline, SAC online: {TASK}",
+            command=f"o2o-smooth demo {_flags(config)}",
+            population=config.population,
+            join=False,
+        )
+    console.print(rich_table(found.rows, title="IQL pretrained offline, SAC online, PointMaze UMaze dense"))
+    console.print(paired_table(found.paired))
     console.print(f"took {(time.perf_counter() - begin) / 60:.1f} minutes", highlight=False)
-    console.print(f"table:   {base / 'RESULTS.md'}", highlight=False, soft_wrap=True)
-    console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
+    console.print(f"table:   {found.results}", highlight=False, soft_wrap=True)
+    console.print(f"picture: {found.picture}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -125,16 +124,13 @@ def _free_folder(wanted: Path) -> Path:
     return path
 
 
-def _results(config: DemoConfig, rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> str:
-    flags = " ".join(
-        f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
-        for name, value in dataclasses.asdict(config).items()
-        if name != "out"
-    )
-    versioned = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return (
-        f"# IQL pretrained offline, SAC online: {TASK}\n\n"
-        f"Data: {manifest['dataset']['note']}. Scores: 0 = random policy, 100 = reference policy "
-        f"({manifest['score']['references']['source']}).\n\n{render_table(rows)}\n{table_note(rows)}\n\n"
-        f"![curves](stability.png)\n\nCommand: `o2o-smooth demo {flags}`\n\nVersions: {versioned}\n"
-    )
+def _flags(config: DemoConfig) -> str:
+    """The settings as on the command line."""
+    parts = []
+    for name, value in dataclasses.asdict(config).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            parts.append(f"--{flag}" if value else "")
+        elif name != "out":
+            parts.append(f"--{flag} {' '.join(map(str, value)) if isinstance(value, tuple) else value}")
+    return " ".join(part for part in parts if part)

@@ -1,7 +1,7 @@
 """Where the time of a real run goes: act, step, write, sample, update, evaluate, log.
 
 A short run (pretrain, switch, fine-tune) is done by `training.run.run` as any other, with a clock around the functions
-that do each part. A part's time excludes the parts inside it, except that all of an evaluation counts as evaluation.
+that do each part. A part's time excludes the parts inside it, except that all of an evaluation or audit counts as such.
 Where environments step in a thread of their own, their time overlaps the rest and shares can add up to more than 1.
 """
 
@@ -35,7 +35,7 @@ from o2o_smooth.training.run import run
 if TYPE_CHECKING:
     from o2o_smooth.benchmarks.speed import SpeedConfig
 
-LOOP = ("act", "step", "wait", "write", "sample", "update", "evaluate", "log")
+LOOP = ("act", "step", "wait", "write", "sample", "update", "evaluate", "audit", "log")
 AROUND = ("set up", "keep")
 TARGETS: dict[str, tuple[str, ...]] = {
     "act": ("o2o_smooth.agents.base:Agent.act",),
@@ -61,11 +61,16 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "o2o_smooth.training.graphed:GraphedLearner._launch",  # sampling included, and on a GPU alone
     ),
     "evaluate": ("o2o_smooth.training.evaluate:Evaluator.run",),
+    "audit": ("o2o_smooth.training.audit:Audit.measure", "o2o_smooth.training.tracking:Tracker.audit"),
     "log": (
         "o2o_smooth.training.tracking:Tracker.metrics",
         "o2o_smooth.training.tracking:Tracker.evaluation",
     ),
-    "set up": ("o2o_smooth.training.prepare:prepare", "o2o_smooth.data.buffer:ReplayBuffer.from_transitions"),
+    "set up": (
+        "o2o_smooth.training.prepare:prepare",
+        "o2o_smooth.data.buffer:ReplayBuffer.from_transitions",
+        "o2o_smooth.training.parity:check_parity",
+    ),
     "keep": (
         "o2o_smooth.training.checkpoint:save_checkpoint",
         "o2o_smooth.training.online_data:write_online",
@@ -94,7 +99,7 @@ class PartClock:
         @functools.wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
             stack: list[list[Any]] = self._local.__dict__.setdefault("stack", [])
-            if stack and stack[-1][0] in (part, "evaluate", *AROUND):  # they take in all that happens inside
+            if stack and stack[-1][0] in (part, "evaluate", "audit", *AROUND):  # they take in all that happens inside
                 return function(*args, **kwargs)
             inner: list[Any] = [part, 0.0]  # name, and seconds of the parts inside it
             stack.append(inner)

@@ -163,6 +163,11 @@ class ReplayBuffer:
             where = to_device(slots + ring * self.capacity, self.device)
             self._rows[where, -1] = to_device(returns[alive], self.device)
 
+    def newest(self, count: int) -> Batch:
+        """The rows that were written last, oldest first: (M, B, ...) with B = count, or all where there are fewer."""
+        numbers = np.arange(self._written - min(count, len(self)), self._written) % self.capacity
+        return self.gather(torch.from_numpy(numbers).to(self.device).expand(self.members, -1))
+
     def packed_rows(self, member: int, numbers: NDArray[np.int64]) -> FloatArray:
         """Packed rows (n, width) of a member by their numbers, as `written` counted them; on the CPU."""
         slots = numbers % self.capacity + (0 if self.shared else member * self.capacity)

@@ -30,6 +30,7 @@ class SwitchRecord:
     settings: dict[str, Any]  # what a fork inherits, by the name of its flag
     rows: list[dict[str, Any]]  # the evaluation at the switch, one per seed
     returns: list[list[float]]  # raw returns of its episodes, per seed
+    learning_rates: dict[str, list[float]] | None = None  # when pretraining began, per seed
 
     @property
     def returns_array(self) -> NDArray[np.float64]:
@@ -44,10 +45,10 @@ def save_checkpoint(
     controller: dict[str, Any] | None = None,
     *,
     members: Sequence[int] | None = None,
-    extra: Mapping[str, Any] | None = None,
+    files: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint directory, atomically; of some members of a population, or of all; with `extra` files."""
-    extra = {"run.json": asdict(record), **(extra or {})}
+    """Write a checkpoint directory, atomically; of some members of a population, or of all; with further `files`."""
+    extra: dict[str, Any] = {"run.json": asdict(record), **(files or {})}
     if controller is not None:
         extra["controller.json"] = controller
     return save_agent(agent, path, extra, members=members)

@@ -13,6 +13,7 @@ from o2o_smooth.errors import ConfigError
 from o2o_smooth.training.config_files import apply_values, read_toml, unknown
 from o2o_smooth.training.config_groups import REGIME_SHARE, EvaluationConfig, Regime, SmoothingConfig
 from o2o_smooth.training.config_hygiene import AnchorConfig, AveragingConfig, HygieneConfig, check_hygiene
+from o2o_smooth.training.config_switch import SwitchConfig
 from o2o_smooth.training.run_presets import run_preset
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Regime",
     "RunConfig",
     "SmoothingConfig",
+    "SwitchConfig",
     "apply_values",
     "default_config",
     "read_toml",
@@ -49,6 +51,8 @@ class RunConfig(Generic[C]):
     """What pulls back to the switch."""
     averaging: AveragingConfig = field(default_factory=AveragingConfig)
     """Averages of parameters."""
+    switch: SwitchConfig = field(default_factory=SwitchConfig)
+    """What is checked at the switch, and what is watched after it."""
     task: str = "D4RL/pointmaze/umaze-dense-v2"
     """A D4RL id (hopper-medium-v2), a Minari id (D4RL/pointmaze/umaze-v2) or any registered gymnasium id."""
     agent: str = "iql"
@@ -70,6 +74,9 @@ class RunConfig(Generic[C]):
     """Gradient steps before the switch."""
     online_steps: int = 100_000
     """Environment steps per seed after the switch; 0 stops at the switch."""
+    online_stream: int = 0
+    """Another number draws all that is random after the switch anew (environments, exploration, batches), and leaves
+    pretraining and evaluation as they are: the same arm twice shows how far chance alone takes two arms apart."""
     num_envs: int = 1
     """Environments per seed that collect in parallel."""
     vectorizer: Literal["sync", "async", "envpool"] = "sync"
@@ -138,7 +145,7 @@ class RunConfig(Generic[C]):
             raise ConfigError("at least one seed is needed")
         if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ConfigError(f"seeds must be distinct and not negative, got {' '.join(map(str, self.seeds))}")
-        for name in ("offline_updates", "online_steps", "random_steps"):
+        for name in ("offline_updates", "online_steps", "online_stream", "random_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("num_envs", "batch_size", "update_after", "buffer_size", "log_every"):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 from o2o_smooth.data.batch import FloatArray
 from o2o_smooth.envs import Task, make_vector_env
-from o2o_smooth.envs.make import episode_success
+from o2o_smooth.envs.make import episode_success, final_observations
 from o2o_smooth.errors import EnvError
 from o2o_smooth.training.seeding import Stream, env_seeds
 
+Watch = Callable[[FloatArray, FloatArray, NDArray[np.floating], NDArray[np.bool_], NDArray[np.bool_], FloatArray], None]
+"""Told of every vector step: observations, actions, raw rewards, terminated, truncated, true successors."""
 LONGEST_EPISODE = 100_000  # steps; beyond this an evaluation would seem to hang
 
 
@@ -83,6 +87,7 @@ class Evaluator:
         episodes: int,
         index: int,
         on_episode: Callable[[int], None] | None = None,
+        on_step: Watch | None = None,
     ) -> Evaluation:
         """Evaluate.
 
@@ -91,6 +96,7 @@ class Evaluator:
             episodes: Per member; rounded up to a multiple of the environments per member.
             index: Number of this evaluation in the run; selects the episodes' seeds.
             on_episode: Called with the number of episodes that have just ended.
+            on_step: Told of every vector step.
         """
         members, n = len(self.seeds), self.per_member
         quota = -(-episodes // n)
@@ -105,8 +111,11 @@ class Evaluator:
         running, steps = np.zeros(total), np.zeros(total, dtype=np.int64)
         while min(len(r) for r in returns) < quota:
             action = policy(obs.reshape(members, n, -1)).reshape(total, -1)
+            before = obs
             raw, reward, terminated, truncated, infos = self._envs.step(action)
             obs = np.array(raw, dtype=np.float32)
+            if on_step is not None:
+                on_step(before, action, reward, terminated, truncated, final_observations(raw, infos))
             running += reward
             steps += 1
             if not np.isfinite(running).all():
@@ -136,6 +145,11 @@ class Evaluator:
             np.array(lengths).reshape(members, -1),
             np.array(successes).reshape(members, -1) if complete else None,
         )
+
+    @property
+    def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        """One environment's observations and actions."""
+        return self._envs.single_observation_space, self._envs.single_action_space
 
     def close(self) -> None:
         """Close the environments."""

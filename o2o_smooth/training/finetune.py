@@ -31,6 +31,7 @@ from o2o_smooth.data.transfer import fetch, to_device
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.smoothing import SmoothingController
 from o2o_smooth.smoothing.objective import COMPONENTS
+from o2o_smooth.training.audit import Audit
 from o2o_smooth.training.learner import Learner
 from o2o_smooth.training.seeding import Stream, generator
 
@@ -56,6 +57,8 @@ class OnlineSettings:
     """Steps between calls of `log`."""
     evaluate_at: Sequence[int] = ()
     """Steps at which `evaluate` is called, in order."""
+    streams: Sequence[int] = ()
+    """`RunConfig.online_stream` of every member, for the random actions; default: 0 for all."""
 
     def updates_due(self, env_steps: int) -> int:
         """Updates that must have been done once so many steps have been taken."""
@@ -103,12 +106,13 @@ def finetune(
     controller: SmoothingController,
     settings: OnlineSettings,
     observer: Observer,
+    audit: Audit | None = None,
 ) -> None:
     """Interact and update until the budget is spent; the collector is closed at the end, whatever happens."""
     agent = learner.agent
-    uniform = random_policy(
-        agent.action_low, agent.action_high, [generator(s, Stream.RANDOM_ACTIONS) for s in agent.seeds]
-    )
+    streams = settings.streams or [0] * agent.members
+    generators = [generator(s, Stream.RANDOM_ACTIONS, k) for s, k in zip(agent.seeds, streams, strict=True)]
+    uniform = random_policy(agent.action_low, agent.action_high, generators)
 
     def explore(obs: FloatArray) -> FloatArray | Callable[[], NDArray[Any]]:
         with learner.acting():
@@ -130,6 +134,9 @@ def finetune(
             if t < settings.env_steps:
                 collector.start(uniform if t < settings.random_steps else explore)
             while updates < (until := settings.updates_due(t)):
+                if audit is not None:
+                    audit.look(t, updates, controller.mix())
+                    until = min(until, audit.due)
                 if controller.weight_in == "effective":
                     if updates % NORMS_EVERY == 0:
                         cosines = measure_gradients(learner, controller)
@@ -140,6 +147,8 @@ def finetune(
                     controller.advance(updates=1)
                 info = learner.online_updates(mixes)
                 updates = until
+            if audit is not None and updates:
+                audit.look(t, updates, controller.mix())
             if t >= next_log and info:
                 next_log = t + settings.log_every
                 if any(controller.mix().kind(c) == "mixed" for c in COMPONENTS):
@@ -158,6 +167,8 @@ def finetune(
                 observer.evaluate(t)
             observer.show(t)
             if t >= settings.env_steps:
+                if audit is not None:
+                    audit.finish(t, updates, controller.mix())
                 return
             for episode in collector.finish():
                 controller.observe_episodes(episode.member, [episode.episode_return], lane=episode.lane)

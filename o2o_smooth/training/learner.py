@@ -92,10 +92,17 @@ class Learner:
 
     def gradients(self, mix: Mix) -> dict[str, GradientReport]:
         """Both objectives' gradients on the rows the next update would see; nothing is stepped."""
+        source, target = self.rows(mix)
+        return self.agent.gradient_report(target) if source is None else self.agent.gradient_report(source, target)
+
+    def online_batch(self, mix: Mix) -> Batch:
+        """The rows that the next update's online objective would see."""
+        return self._online_batch(mix)
+
+    def rows(self, mix: Mix) -> tuple[Batch | None, Batch]:
+        """The rows that the next update's objectives would see, the offline one's first; None: both see the others."""
         target = self._online_batch(mix)
-        if self.regime == "retain":
-            return self.agent.gradient_report(self._offline_batch(), target)
-        return self.agent.gradient_report(target)
+        return (self._offline_batch() if self.regime == "retain" else None), target
 
     @property
     def share_name(self) -> str:

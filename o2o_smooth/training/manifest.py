@@ -32,6 +32,7 @@ def make_manifest(prepared: Prepared, arm: Arm | None = None) -> dict[str, Any]:
     task = {name: value for name, value in asdict(prepared.task).items() if name not in _NOT_OF_TASK}
     return {
         "format": 1,
+        "arm": (arm or prepared.arms[0]).name,
         "status": "running",
         "command": sys.argv,
         "config": config.to_dict(),
@@ -89,6 +90,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "transitions": len(dataset.transitions),
         "episodes": len(returns),
         "return_mean": float(returns.mean()),
+        "return_std": float(returns.std()),
         "clipped_actions": dataset.clipped,
         "actions_outside": dataset.outside,
         "note": dataset.note,

@@ -245,7 +245,8 @@ def _online_rows(config: RunConfig[Any], shape: Shape, members: int, on_device: 
 
 def _networks(config: RunConfig[Any], shape: Shape, members: int, on_device: bool) -> list[Part]:
     trained, targets = parameters(config, shape)
-    gradients = members * trained * FLOAT * (3 if mixes(config) else 1)  # each objective's own are measured as well
+    both = mixes(config) or (config.online_steps > 0 and config.switch.audit)
+    gradients = members * trained * FLOAT * (3 if both else 1)  # each objective's own are measured as well
     networks = members * (trained + targets) * FLOAT
     moments = 2 * members * trained * FLOAT
     counts = f"{members} x {trained:,} trained, {targets:,} of targets"
@@ -257,9 +258,22 @@ def _networks(config: RunConfig[Any], shape: Shape, members: int, on_device: boo
     if copies := config.anchors.copies + config.averaging.copies:
         size = copies * members * trained * FLOAT
         found.append(Part("anchors and averages", *_place(size, on_device), f"at most {copies} copies", LEARNING))
+    if config.online_steps > 0 and config.switch.audit:
+        size = members * _audit(config, shape)
+        found.append(Part("audit", *_place(size, on_device), detail="--no-audit does without", phases=LEARNING))
     if on_device:
         found.append(Part("checkpoint", networks + moments, detail="a copy of the device's", phases=("saving",)))
     return found
+
+
+def _audit(config: RunConfig[Any], shape: Shape) -> int:
+    """Bytes of one member's audit: the policy at the switch, rows, what units say of them, their inner products."""
+    hyper, rows, o, a = config.hyper, config.switch.audit_rows, shape.obs_dim, shape.action_dim
+    copies = int(hyper.num_critics) + 1 + (config.agent == "iql")
+    units = copies * int(sum(hyper.hidden_dims)) * rows
+    products = copies * rows * rows * 3  # at the switch, now, and while they are made
+    policy = _mlp(o, 2 * a, hyper.hidden_dims, hyper.actor_layer_norm)
+    return policy * FLOAT + 2 * rows * row_width(o, a) * FLOAT + (3 * units + products) * 2 * FLOAT
 
 
 def parameters(config: RunConfig[Any], shape: Shape) -> tuple[int, int]:

@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 
 from o2o_smooth.agents import Agent
 from o2o_smooth.agents.plan import Plan
+from o2o_smooth.data.batch import Batch
 from o2o_smooth.data.buffer import ReplayBuffer
 from o2o_smooth.errors import O2OError
 from o2o_smooth.smoothing import COMPONENTS, SmoothingController
+from o2o_smooth.training.advice import Advice, advise, followed
+from o2o_smooth.training.audit import ROWS_FILE, audit_row
+from o2o_smooth.training.audit_rates import Rates
 from o2o_smooth.training.checkpoint import SwitchRecord, inherited, save_checkpoint
 from o2o_smooth.training.evaluate import Evaluation
 from o2o_smooth.training.hygiene import Hygiene
@@ -49,11 +53,13 @@ class Output:
         self.label = f"{name}: " if name else ""
         self.alone = len(prepared.arms) == 1
         self.manifest: dict[str, Any] = {}
+        self.advice: Advice | None = None  # from the switch on
         self.remark = ""
         self._sinks: list[Sink] = []
         self._tracker: Tracker | None = None
         self._shown = -np.inf
         self._updates = 0  # at the last evaluation
+        self._broken = False  # whether an audit has found NaN or infinity
 
     # Beginning and end
 
@@ -136,8 +142,8 @@ class Output:
             provenance=self.manifest["score"]["provenance"],
         )
 
-    def record(self, evaluation: Evaluation, updates: int) -> SwitchRecord:
-        """What the evaluation at the switch says of the run's members."""
+    def record(self, evaluation: Evaluation, updates: int, rates: Rates) -> SwitchRecord:
+        """What the evaluation at the switch says of the run's members; `rates`: of learning, when pretraining began."""
         own = evaluation.of(self.positions("switch"))
         prepared, config = self.prepared, self.config
         return SwitchRecord(
@@ -149,21 +155,34 @@ class Output:
             settings=inherited(config),
             rows=self._rows(own, "switch", 0, updates),
             returns=own.returns.tolist(),
+            learning_rates={k: [float(v[m]) for m in self.positions("switch")] for k, v in rates.items()},
         )
 
-    def switch(self, record: SwitchRecord, agent: Agent) -> None:
-        """Write down the switch."""
+    def switch(self, record: SwitchRecord, agent: Agent, audited: Batch | None = None) -> None:
+        """Write down the switch; `audited` are the offline rows that audits look at."""
         for row in record.rows:
             self.tracker.evaluation(row)
-        save_checkpoint(self.out / "checkpoints" / "switch", agent, record, members=self._saved(agent))
+        self.advice = advise(record, self.prepared.task)
+        self.manifest["advice"] = self.advice.to_dict()
+        if self.config.online_steps > 0:
+            self.manifest["advice"]["followed"] = followed(self.advice, self.manifest["config"]["smoothing"])
+        self.tracker.manifest(self.manifest)
+        files = {} if audited is None else {ROWS_FILE: audited._asdict()}
+        folder = self.out / "checkpoints" / "switch"
+        save_checkpoint(folder, agent, record, members=self._saved(agent), files=files)
+
+    def remember(self, name: str, value: Mapping[str, Any]) -> None:
+        """Put something into the manifest, at once."""
+        self.manifest[name] = dict(value)
+        self.tracker.manifest(self.manifest)
 
     def final(
         self, record: SwitchRecord, agent: Agent, controller: SmoothingController, hygiene: Hygiene | None = None
     ) -> None:
         """Keep the end of the run."""
         folder, members = self.out / "checkpoints" / "final", self._saved(agent)
-        extra = None if hygiene is None else hygiene.files(members)
-        save_checkpoint(folder, agent, record, controller.state_dict(), members=members, extra=extra)
+        files = None if hygiene is None else hygiene.files(members)
+        save_checkpoint(folder, agent, record, controller.state_dict(), members=members, files=files)
 
     def _saved(self, agent: Agent) -> Sequence[int] | None:
         return None if len(self.arm.members) == agent.members else self.arm.members
@@ -208,6 +227,18 @@ class Output:
                     f"{updates} updates; lower the learning rates, or scale the rewards. "
                     f"What was logged is in {self.out}"
                 )
+
+    def audit(self, env_steps: int, updates: int, online_updates: int, values: Values) -> None:
+        """Write down an audit of the whole population; what is NaN or infinite draws a remark."""
+        for seed, m in zip(self.seeds, self.positions("online"), strict=True):
+            own = audit_row(values, m)
+            row = {"phase": "online", "env_steps": env_steps, "updates": updates, "seed": seed}
+            self.tracker.audit({**row, "switch/updates": online_updates, **own})
+            broken = [name for name, value in own.items() if not np.isfinite(value)]
+            if broken and not self._broken:
+                self._broken = True
+                names = ", ".join(broken)
+                self.progress.note(f"{self.label}audit: {names} of seed {seed} not finite after {updates} updates")
 
     # The rest
 

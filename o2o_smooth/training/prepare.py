@@ -93,7 +93,7 @@ def prepare_population(
     names = names or [None] * len(configs)
     outs = [Path(c.out) if c.out is not None else default_out(c) for c in configs]
     for out, each in zip(outs, configs, strict=True):
-        _check_out(out, each)
+        check_out(out, each)
         if [o.resolve() for o in outs].count(out.resolve()) > 1:
             raise ConfigError(f"two runs would write to {out}; give each an --out of its own")
     config = configs[0]
@@ -234,7 +234,12 @@ def _warn_of_units(dataset: Dataset, agent: Agent, progress: ProgressSink) -> No
         )
 
 
-def _check_out(out: Path, config: RunConfig[Any]) -> None:
+def check_out(out: Path, config: RunConfig[Any]) -> None:
+    """Refuse a folder that a run may not write to.
+
+    Raises:
+        ConfigError: It holds something that must not be replaced.
+    """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; choose another --out")
     if out.is_dir() and any(out.iterdir()):

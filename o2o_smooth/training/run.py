@@ -17,20 +17,27 @@ from o2o_smooth.agents import CQLConfig
 from o2o_smooth.agents.base import Metrics
 from o2o_smooth.agents.plan import Planner
 from o2o_smooth.agents.storage import take_members
+from o2o_smooth.data.batch import Batch
 from o2o_smooth.data.buffer import ReplayBuffer
 from o2o_smooth.data.collect import Collector
 from o2o_smooth.data.normalize import observation_statistics
-from o2o_smooth.envs import make_vector_env
+from o2o_smooth.draws import make_draws
+from o2o_smooth.envs import Task, make_vector_env
+from o2o_smooth.errors import ParityError
 from o2o_smooth.smoothing import COMPONENTS, JointController, Mix, SmoothingController
-from o2o_smooth.training.checkpoint import SwitchRecord
+from o2o_smooth.training.audit import Audit, draws_per_row, offline_audit_rows, rhythm, saved_audit_rows
+from o2o_smooth.training.audit_rates import learning_rates, rate_warnings
+from o2o_smooth.training.checkpoint import SwitchRecord, find_checkpoint
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.evaluate import Evaluation, Evaluator
 from o2o_smooth.training.finetune import OnlineSettings, finetune, overlaps
 from o2o_smooth.training.hygiene import TendedLearner
 from o2o_smooth.training.output import Diverged, Output, Values, own_metrics
+from o2o_smooth.training.parity import check_parity
+from o2o_smooth.training.parity_walks import Paths
 from o2o_smooth.training.prepare import Prepared, prepare
 from o2o_smooth.training.progress import ProgressSink, Silent
-from o2o_smooth.training.seeding import Stream, env_seeds
+from o2o_smooth.training.seeding import Stream, env_seeds, online_seed
 
 __all__ = ["Diverged", "Run", "default_threads", "run"]
 
@@ -126,10 +133,14 @@ class Run:
                 self.learner.online_rows = self.online_rows = self._online_buffer()
             records = self.pretrain() if self.forked is None else [self.forked] * len(self.outputs)
             self._spread()
+            audited = self._audit_rows()
             for output, record in zip(self.outputs, records, strict=True):
-                output.switch(record, self.agent)
+                output.switch(record, self.agent, audited)
+            first = self.outputs[0].advice
+            if self.forked is None and first is not None and first.comparison is not None:
+                self.progress.note(f"at the switch: {first.sentence()}")
             if config.online_steps > 0:
-                self.finetune(records)
+                self.finetune(records, audited)
             for output in self.outputs:
                 output.picture()
             status = "completed"
@@ -153,6 +164,7 @@ class Run:
         log_every = config.log_every or max(1, config.offline_updates // 100)
         every = config.evaluation.offline_eval_every
         every = max(1, config.offline_updates // 4) if every is None else every
+        rates = learning_rates(agent)
         update = 0
         while update < config.offline_updates:
             stops = [-update % n or n for n in (log_every, every, SHOW_EVERY) if n]
@@ -167,7 +179,7 @@ class Run:
             if every and update % every == 0 and update < config.offline_updates:
                 self._evaluate("offline", 0, index=update)
         evaluation = self._run_evaluation(ONLINE_EVALUATIONS, config.evaluation.switch_episodes)
-        return [output.record(evaluation, agent.updates) for output in self.outputs]
+        return [output.record(evaluation, agent.updates, rates) for output in self.outputs]
 
     def _spread(self) -> None:
         """At the switch: members that were pretrained once become as many as they are from now on."""
@@ -186,15 +198,20 @@ class Run:
         capacity = min(config.buffer_size, steps)
         return ReplayBuffer(self.members, capacity, agent.obs_dim, agent.action_dim, device=agent.device)
 
-    def finetune(self, records: Sequence[SwitchRecord]) -> None:
-        """Interaction and smoothed updates for the online budget."""
-        config, agent = self.config, self.agent
+    def finetune(self, records: Sequence[SwitchRecord], audited: Batch | None = None) -> None:
+        """Interaction and smoothed updates for the online budget; `audited` are offline rows for audits to look at."""
+        config, agent, streams = self.config, self.agent, self.prepared.members.streams
         budget, n = config.online_steps, config.num_envs
+        members = list(zip(self.seeds, streams, strict=True))
+        if any(streams):
+            agent.draws = make_draws([online_seed(s, k) for s, k in members], agent.device, agent.dtype)
         self._controllers = [
             output.config.smoothing.controller(members=len(output.seeds), lanes=n, random_return=self.task.ref_random)
             for output in self.outputs
         ]
         controller = self._controllers[0] if len(self._controllers) == 1 else JointController(self._controllers)
+        self._compare_rates(records)
+        self.check_parity()
         settings = OnlineSettings(
             env_steps=budget,
             utd=config.utd,
@@ -203,6 +220,7 @@ class Run:
             random_steps=config.random_steps,
             log_every=config.log_every or max(1, budget // 100),
             evaluate_at=config.evaluation.online_steps(budget),
+            streams=streams,
         )
         hygiene = self.learner.tend(
             config.hygiene, config.anchors, config.averaging, updates=settings.updates_due(-(-budget // n) * n)
@@ -211,20 +229,96 @@ class Run:
             self.progress.note(f"updates go one by one, without CUDA graphs, while {hygiene.alone} acts on them")
         if config.smoothing.regime == "discard":
             self.learner.offline_rows = None
-        collector = Collector(
-            make_vector_env(self.task, self.members * n, vectorizer=config.vectorizer),
-            self.members,
-            self.online_rows,
-            reward_map=self.reward_map,
-            discount=agent.config.discount,
-            seeds=[s for seed in self.seeds for s in env_seeds(seed, Stream.TRAIN_ENV, n)],
-            overlap=overlaps(config.overlap, config.vectorizer, agent.device),
-        )
+        seeds = [s for seed, stream in members for s in env_seeds(seed, Stream.TRAIN_ENV, n, stream)]
+        collector = self._collector(self.task, n, self.online_rows, seeds)
         self._clock, self._clock_updates = time.perf_counter(), agent.updates
-        finetune(self.learner, collector, controller, settings, self)
+        finetune(self.learner, collector, controller, settings, self, self._audit(settings, audited))
         for output, record, own in zip(self.outputs, records, self._controllers, strict=True):
             output.final(record, agent, own, hygiene)
             output.online_data(self.online_rows, f"online steps of {agent.name}")
+
+    def _collector(self, task: Task, envs: int, buffer: ReplayBuffer, seeds: Sequence[int]) -> Collector:
+        """What collects, with so many environments per member."""
+        config = self.config
+        return Collector(
+            make_vector_env(task, self.members * envs, vectorizer=config.vectorizer),
+            self.members,
+            buffer,
+            reward_map=self.reward_map,
+            discount=self.agent.config.discount,
+            seeds=seeds,
+            overlap=overlaps(config.overlap, config.vectorizer, self.agent.device),
+        )
+
+    def check_parity(self) -> None:
+        """See `parity`; what came out goes into the manifests.
+
+        Raises:
+            ParityError: The two paths disagree.
+        """
+        found = {"outcome": "skipped", "remark": "--no-parity-check"}
+        try:
+            if self.config.switch.parity_check:
+                rows, data = self.learner.offline_rows, self.dataset
+                parity = check_parity(
+                    Paths(
+                        self.agent,
+                        self.task,
+                        self.reward_map,
+                        lanes=min(2, self.config.num_envs),
+                        evaluator=lambda task, envs: Evaluator(task, self.agent.seeds, envs=envs),
+                        collector=self._collector,
+                    ),
+                    pool=self.config.vectorizer == "envpool",
+                    offline=None if rows is None or data is None else (rows, data.transitions),
+                )
+                found = parity.to_dict()
+                if parity.outcome != "agree":
+                    self.progress.note(f"parity check: {parity.remark}")
+        except ParityError as error:
+            found = {"outcome": "disagree", "culprit": error.culprit, "remark": str(error)}
+            raise
+        finally:
+            for output in self.outputs:
+                output.remember("parity", found)
+
+    def _audit_rows(self) -> Batch | None:
+        """The offline rows that audits look at; a fork without offline data has those of its checkpoint."""
+        if self.learner.offline_rows is not None:
+            return offline_audit_rows(self.learner.offline_rows, self.config.switch.audit_rows)
+        if self.config.pretrained is None:
+            return None
+        return saved_audit_rows(find_checkpoint(Path(self.config.pretrained)), self.agent.device)
+
+    def _audit(self, settings: OnlineSettings, audited: Batch | None) -> Audit | None:
+        switch = self.config.switch
+        if not switch.audit:
+            return None
+        when = rhythm(
+            settings.updates_due(settings.env_steps),
+            log_every=settings.log_every * settings.utd,
+            every=switch.audit_every,
+            draws=draws_per_row(self.agent),
+        )
+
+        for output in self.outputs:
+            kind = "online" if audited is None else "offline"
+            output.remember("audit", {"compared_on": kind, "rows": switch.audit_rows, "every_updates": when.every})
+
+        def write(env_steps: int, updates: int, values: Values) -> None:
+            for output in self.outputs:
+                output.audit(env_steps, self.agent.updates, updates, values)
+
+        return Audit(self.learner, write, rhythm=when, count=switch.audit_rows, offline=audited)
+
+    def _compare_rates(self, records: Sequence[SwitchRecord]) -> None:
+        """Warn of learning rates that are not those of the pretraining."""
+        now = learning_rates(self.agent)
+        for output, record in zip(self.outputs, records, strict=True):
+            if record.learning_rates is not None:
+                own = {name: rates[list(output.arm.members)] for name, rates in now.items()}
+                for line in rate_warnings(own, record.learning_rates, output.seeds):
+                    self.progress.note(f"{output.label}{line}")
 
     def log(self, env_steps: int, info: Metrics, signals: Sequence[Mapping[str, float]]) -> None:
         """See `Observer`."""

@@ -13,8 +13,8 @@ from o2o_smooth.errors import ConfigError
 from o2o_smooth.training.config import REGIME_SHARE, RunConfig, SmoothingConfig
 
 # What a run keeps to itself; everything else is shared, or differs as a setting of the agent or a curve.
-_OWN = ("hyper", "smoothing", "seeds", "out", "overwrite", "save_online")
-_SHARED_GROUPS = ("evaluation", "hygiene", "anchors", "averaging")
+_OWN = ("hyper", "smoothing", "seeds", "online_stream", "out", "overwrite", "save_online")
+_SHARED_GROUPS = ("evaluation", "switch", "hygiene", "anchors", "averaging")
 _SINKS = ("wandb", "wandb_project", "tensorboard")
 _CURVES = (
     "schedule",
@@ -115,6 +115,7 @@ class Members:
     overrides: tuple[dict[str, float | None], ...]  # (M,)
     pretrained_as: tuple[int, ...]  # (M,): positions among the members of the pretraining
     firsts: tuple[int, ...]  # (U,): of each member of the pretraining, one that it serves
+    streams: tuple[int, ...]  # (M,): `RunConfig.online_stream`
 
     @property
     def shares_pretraining(self) -> bool:
@@ -128,10 +129,16 @@ def make_members(configs: Sequence[RunConfig[Any]]) -> Members:
     own = [leaves(config.hyper) for config in configs]
     differing = [name for name in own[0] if any(o[name] != own[0][name] for o in own)]
     seeds = tuple(seed for config in configs for seed in config.seeds)
+    streams = tuple(config.online_stream for config in configs for _ in config.seeds)
     overrides = tuple({name: o[name] for name in differing} for o, c in zip(own, configs, strict=True) for _ in c.seeds)
     before = [n for n in differing if offline_setting(hyper.algorithm, n)]
     keys = [(seed, *(o[name] for name in before)) for seed, o in zip(seeds, overrides, strict=True)]
     unique = list(dict.fromkeys(keys))
     return Members(
-        hyper, seeds, overrides, tuple(unique.index(key) for key in keys), tuple(keys.index(key) for key in unique)
+        hyper,
+        seeds,
+        overrides,
+        tuple(unique.index(key) for key in keys),
+        tuple(keys.index(key) for key in unique),
+        streams,
     )

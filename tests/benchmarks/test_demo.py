@@ -53,11 +53,19 @@ def test_demo_ends_with_a_table_and_a_picture(tmp_path: Path, monkeypatch: pytes
 
 
 def test_arms_differ_in_the_smoothing_alone(tmp_path: Path) -> None:
-    configs = arms(DemoConfig(), tmp_path)
-    plain = [{k: v for k, v in c.to_dict().items() if k not in ("smoothing", "out")} for c in configs.values()]
+    configs = [arm.config for arm in arms(DemoConfig(), tmp_path)]
+    plain = [{k: v for k, v in c.to_dict().items() if k != "smoothing"} for c in configs]
     assert all(c == plain[0] for c in plain)
-    assert [c.smoothing.schedule for c in configs.values()] == ["jump", "jump", "linear", "performance_gate"]
-    assert [c.smoothing.regime for c in configs.values()] == ["retain", "mixed", "retain", "retain"]
+    assert [c.smoothing.schedule for c in configs] == ["jump", "jump", "linear", "performance_gate"]
+    assert [c.smoothing.regime for c in configs] == ["retain", "mixed", "retain", "retain"]
+
+
+def test_controls_join_the_arms_and_what_is_there_is_not_added_again(tmp_path: Path) -> None:
+    names = [arm.name for arm in arms(DemoConfig(controls=True), tmp_path)]
+    assert names == [
+        *("jump", "jump, mixed batch", "linear", "performance gate"),
+        *("stay", "jump to floor 0.2", "jump (A/A)"),
+    ]
 
 
 def test_a_failing_arm_is_reported_as_what_it_is(tmp_path: Path) -> None:

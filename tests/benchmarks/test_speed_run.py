@@ -122,6 +122,8 @@ def test_a_real_run_is_split_into_its_parts(tmp_path: Path) -> None:
         assert half["seconds"]["log"] > 0
         assert sum(half["shares"].values()) == pytest.approx(1.0, abs=0.2)
     assert online["seconds"]["write"] > 0
+    assert offline["calls"]["audit"] == 0
+    assert online["calls"]["audit"] == 2 + 2 * 2  # before the first update and at the end, a row per seed
     assert online["env_steps_per_s"] == pytest.approx(2 * 80 / online["loop_s"])
     assert (tmp_path / "online" / "evaluations.jsonl").is_file()
 

@@ -76,7 +76,7 @@ def lines(folder: Path, name: str) -> list[dict[str, Any]]:
 def test_run_writes_what_other_tools_read(data: Path, tmp_path: Path) -> None:
     out = run(small(data, tmp_path / "run"))
     assert {p.name for p in out.iterdir()} == {
-        "manifest.json", "evaluations.jsonl", "metrics.jsonl", "checkpoints", "stability.png", "online",
+        "manifest.json", "evaluations.jsonl", "metrics.jsonl", "audit.jsonl", "checkpoints", "stability.png", "online",
     }  # fmt: skip
     rows = lines(out, "evaluations.jsonl")
     assert all(set(row) == EVALUATION_FIELDS for row in rows)

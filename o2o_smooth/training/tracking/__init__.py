@@ -22,7 +22,7 @@ class Sink(Protocol):
     """Something that takes rows."""
 
     def log(self, kind: str, row: Mapping[str, Any]) -> None:
-        """Take one row of kind "evaluation", "metrics" or "summary"."""
+        """Take one row of kind "evaluation", "metrics", "audit" or "summary"."""
 
     def close(self, status: str) -> None:
         """Write out what is left; `status` is "completed", or says how else the run ended."""
@@ -53,6 +53,10 @@ class Tracker:
     def summary(self, row: Mapping[str, Any]) -> None:
         """How the switch went for one seed, for the sinks alone: it follows from what the files hold."""
         self._to_sinks(SUMMARY, row)
+
+    def audit(self, row: Mapping[str, Any]) -> None:
+        """One audit of one seed."""
+        self._log("audit", row)
 
     def manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace `manifest.json`, whole or not at all."""

@@ -12,7 +12,8 @@ from typing import Any
 
 from o2o_smooth.errors import O2OError
 
-FILES = {"evaluation": "evaluations.jsonl", "metrics": "metrics.jsonl"}
+FILES = {"evaluation": "evaluations.jsonl", "metrics": "metrics.jsonl", "audit": "audit.jsonl"}
+OPENED_LATER = ("audit",)  # with the first row
 MANIFEST = "manifest.json"
 
 
@@ -34,23 +35,29 @@ class LocalFiles:
         self._files: dict[str, FileIO] = {}
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            for kind, name in FILES.items():
-                self._files[kind] = _open_for_append(self.run_dir / name)
+            for kind in FILES:
+                if kind not in OPENED_LATER:
+                    self._open(kind)
         except OSError as error:
             self.close("failed")
             raise O2OError(f"the run folder {self.run_dir} cannot be written: {error}") from error
 
+    def _open(self, kind: str) -> FileIO:
+        file = self._files[kind] = _open_for_append(self.run_dir / FILES[kind])
+        return file
+
     def log(self, kind: str, row: Mapping[str, Any]) -> None:
-        """Append one row to the file of its kind, "evaluation" or "metrics"; NaN and infinity become null.
+        """Append one row to the file of its kind, "evaluation", "metrics" or "audit"; NaN and infinity become null.
 
         Raises:
             O2OError: The row cannot be written, or holds something that is no plain value.
         """
         file = self._files.get(kind)
-        if file is None:
+        if file is None and not (self._files and kind in OPENED_LATER):
             raise O2OError(f"no open file for rows of kind {kind!r} in {self.run_dir}")
         line = json.dumps(plain(row), allow_nan=False) + "\n"
         try:
+            file = file or self._open(kind)
             rest = memoryview(line.encode())
             while rest:  # a write to a file without a buffer may take a part only
                 rest = rest[file.write(rest) :]

@@ -1,0 +1,302 @@
+"""One pretraining continued into several arms: their runs side by side, a table, paired differences and a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from o2o_smooth.benchmarks.arms import run_arms
+from o2o_smooth.benchmarks.placement import Population
+from o2o_smooth.errors import ConfigError
+from o2o_smooth.files import written_whole
+from o2o_smooth.smoothing import parse_schedule
+from o2o_smooth.stability.curves import Curve
+from o2o_smooth.stability.metrics import stability_metrics
+from o2o_smooth.stability.report import arm_table, render_table, table_note
+from o2o_smooth.training.config import RunConfig, SmoothingConfig
+from o2o_smooth.training.forking import AGAIN, ForkArm, check_arms
+from o2o_smooth.training.manifest import versions
+from o2o_smooth.training.pictures import draw_arms, read_manifest
+from o2o_smooth.training.prepare import check_out
+from o2o_smooth.training.progress import ProgressSink
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_FOREVER = 1e12
+FORK, RESULTS, PICTURE = "fork.json", "RESULTS.md", "stability.png"
+
+
+@dataclass(frozen=True)
+class Forked:
+    """What a fork left behind."""
+
+    out: Path
+    """Its folder."""
+    folders: Mapping[str, Path]
+    """The arms' run folders, by name."""
+    rows: Sequence[Mapping[str, Any]]
+    """Of the table, see `arm_table`."""
+    paired: Sequence[Mapping[str, Any]]
+    """Paired differences, see `paired_rows`."""
+
+    @property
+    def picture(self) -> Path:
+        """All curves around the switch."""
+        return self.out / PICTURE
+
+    @property
+    def results(self) -> Path:
+        """The tables as a page, with command and versions."""
+        return self.out / RESULTS
+
+
+def fork(
+    arms: Sequence[ForkArm],
+    out: Path,
+    progress: ProgressSink,
+    *,
+    title: str,
+    command: str,
+    population: Population = "auto",
+    heading: str | None = None,
+    join: bool = True,
+    opening: str = "",
+) -> Forked:
+    """Run the arms of a comparison from their common checkpoint, and say how they compare.
+
+    A folder that holds a fork of the same checkpoint takes further arms: random numbers are common to all, whenever
+    they are run, so the table and the picture are of all.
+
+    Args:
+        arms: The arms; their `pretrained` is the checkpoint.
+        out: Each arm gets a run folder under it; beside them fork.json, RESULTS.md and stability.png.
+        progress: Where progress goes.
+        title: Of the picture.
+        command: How to do it again, for the page.
+        population: As in `run_arms`.
+        heading: Of the page; default: the title.
+        join: Whether `out` must be empty or hold a fork to join; where not, other things may be there.
+        opening: What to say before the first arm begins, when everything has been looked at.
+
+    Raises:
+        O2OError: Arms that cannot be told apart, folders that are taken, or what an arm raised.
+    """
+    check_arms(arms)
+    earlier = _earlier(arms, out) if join else _Earlier()
+    there = [arm.name for arm in arms if arm.control and arm.name in earlier.folders]
+    arms = [arm for arm in arms if arm.name not in there]
+    configs = {arm.name: replace(arm.config, out=str(out / arm.folder)) for arm in arms}
+    for config in configs.values():  # all of them before the first is trained
+        check_out(Path(str(config.out)), config)
+    if opening:
+        progress.note(opening)
+    if there:
+        progress.note(f"controls that are there already: {', '.join(there)}")
+    for arm in arms:
+        _warn_of_ramp(arm, progress)
+    folders = {**earlier.folders, **run_arms(configs, progress, population=population)}
+    commands = [*earlier.commands, command]
+    controls = [*earlier.controls, *(arm.name for arm in arms if arm.control)]
+    curves = draw_arms(folders, out / PICTURE, title=title)
+    rows, paired = arm_table(curves), paired_rows(curves)
+    _write(out / FORK, _record(arms, folders, out, commands, controls))
+    _write(out / RESULTS, _page(folders, rows, paired, heading or title, commands))
+    return Forked(out, folders, rows, paired)
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """What a fork of the same checkpoint has left in the folder, but for arms that are run again."""
+
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    controls: Sequence[str] = ()
+    commands: Sequence[str] = ()
+
+
+def _earlier(arms: Sequence[ForkArm], out: Path) -> _Earlier:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; choose another --out")
+    if not out.is_dir() or not any(out.iterdir()):
+        return _Earlier()
+    file, config = out / FORK, arms[0].config
+    if not file.is_file():
+        if config.overwrite:
+            return _Earlier()
+        raise ConfigError(
+            f"{out} is not empty and holds no finished fork; choose another --out, or --overwrite to replace its arms"
+        )
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        checkpoint, found = content["checkpoint"], {str(name): out / folder for name, folder in content["arms"].items()}
+        controls, commands = list(content["controls"]), list(content["commands"])
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{file} is broken ({error!r}); choose another --out") from None
+    if checkpoint != _checkpoint(config):
+        raise ConfigError(
+            f"{out} holds a fork of {checkpoint}, this is one of {_checkpoint(config)}; choose another --out"
+        )
+    taken = [arm.name for arm in arms if (out / arm.folder).exists()]
+    taken = [name for name in taken if name not in found or name not in {a.name for a in arms if a.control}]
+    if taken and not config.overwrite:
+        raise ConfigError(
+            f"{out} has the arm '{taken[0]}' already; leave it out, give it another name=..., choose another --out, or "
+            f"--overwrite to run it again"
+        )
+    again = {arm.folder for arm in arms if config.overwrite or not arm.control}
+    kept = {name: path for name, path in found.items() if path.name not in again}
+    for path in kept.values():
+        _check_shared(config, path)
+    return _Earlier(kept, [name for name in controls if name in kept], commands)
+
+
+def _check_shared(config: RunConfig[Any], run_dir: Path) -> None:
+    """Refuse arms that an arm which is there cannot be compared with."""
+    mine, other = json.loads(json.dumps(config.to_dict())), read_manifest(run_dir)["config"]
+    for name in ("online_steps", "num_envs", "evaluation"):
+        if mine[name] != other[name]:
+            raise ConfigError(
+                f"{run_dir} was run with {name} = {other[name]}, these arms have {mine[name]}; give them the same, or "
+                f"choose another --out"
+            )
+
+
+def _checkpoint(config: RunConfig[Any]) -> str:
+    return str(Path(str(config.pretrained)).resolve())
+
+
+def _record(
+    arms: Sequence[ForkArm], folders: Mapping[str, Path], out: Path, commands: Sequence[str], controls: Sequence[str]
+) -> str:
+    content = {
+        "checkpoint": _checkpoint(arms[0].config),
+        "commands": list(commands),
+        "arms": {name: str(path.relative_to(out)) for name, path in folders.items()},
+        "controls": list(controls),
+        "versions": versions(),
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def _warn_of_ramp(arm: ForkArm, progress: ProgressSink) -> None:
+    """A dip that a ramp only postpones comes at its end: say where nobody would see it."""
+    config = arm.config
+    end = ramp_length(config.smoothing)
+    if end is not None and config.online_steps < 2 * end:
+        progress.note(
+            f"warning: '{arm.name}' ends its ramp at {end:,.0f} of {config.online_steps:,} steps; a dip that is only "
+            f"postponed shows after it. Go on to twice the ramp (--online-steps {2 * end:.0f}) before you believe it"
+        )
+
+
+def ramp_length(smoothing: SmoothingConfig) -> float | None:
+    """Environment steps until a curve stops moving; None where it never moves, or moves by updates or on signals."""
+    try:
+        curve = parse_schedule(smoothing.schedule, smoothing.ramp_steps)
+    except ValueError:
+        return None
+    last = curve(_FOREVER) - 1e-9
+    if smoothing.ramp_unit != "env_steps" or curve(0.0) >= last:
+        return None
+    low, high = 0.0, _FOREVER
+    while high - low > 0.5:  # curves never fall
+        middle = (low + high) / 2
+        low, high = (low, middle) if curve(middle) >= last else (middle, high)
+    return float(math.ceil(high - 0.5))
+
+
+def paired_rows(curves: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:
+    """Every arm minus the first, seed by seed: mean and standard error of the differences.
+
+    Keys: `arm`, `against`, `n`; `dip`, `dip_area`, `final` as (mean, standard error, None for one seed); `smaller_dip`:
+    seeds whose dip is smaller than the first arm's.
+    """
+    found = {
+        arm: {curve.seed: stability_metrics(curve.env_steps, curve.scores) for curve in mine}
+        for arm, mine in curves.items()
+    }
+    first, *others = found
+    rows = []
+    for arm in others:
+        seeds = [seed for seed in found[first] if seed in found[arm]]
+        row: dict[str, Any] = {"arm": arm, "against": first, "n": len(seeds)}
+        for name, of_curve in (("dip", "dip_depth"), ("dip_area", "dip_area"), ("final", "final")):
+            own = [getattr(found[arm][s], of_curve) - getattr(found[first][s], of_curve) for s in seeds]
+            error = float(np.std(own, ddof=1)) / len(own) ** 0.5 if len(own) > 1 else None
+            row[name] = (float(np.mean(own)) if own else float("nan"), error)
+        row["smaller_dip"] = sum(found[arm][s].dip_depth < found[first][s].dip_depth for s in seeds)
+        rows.append(row)
+    return rows
+
+
+_HEADERS = ("Arm minus the first", "Dip", "Dip area", "Final", "Smaller dip")
+
+
+def _paired_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    def amount(pair: tuple[float, float | None]) -> str:
+        mean, error = pair
+        return f"{mean:+.1f}" + ("" if error is None else f" ± {error:.1f}")
+
+    values = (amount(row[name]) for name in ("dip", "dip_area", "final"))
+    return str(row["arm"]), *values, f"{row['smaller_dip']} of {row['n']}"
+
+
+def paired_note(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the columns mean, and what chance alone does where an A/A pair tells."""
+    note = f"Minus '{rows[0]['against']}', seed by seed; ±: standard error over seeds."
+    again = next((row for row in rows if row["arm"].endswith(AGAIN)), None)
+    if again is not None:
+        note += (
+            f" '{again['arm']}' repeats an arm with other random numbers: a difference like that between the two is "
+            f"chance."
+        )
+    return note
+
+
+def paired_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows of `paired_rows` for a terminal."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(caption=escape(paired_note(rows)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.caption_justify = "left"
+    for i, header in enumerate(_HEADERS):
+        table.add_column(header, justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, _paired_cells(row)))
+    return table
+
+
+def _page(
+    folders: Mapping[str, Path],
+    rows: Sequence[Mapping[str, Any]],
+    paired: Sequence[Mapping[str, Any]],
+    heading: str,
+    commands: Sequence[str],
+) -> str:
+    manifest = read_manifest(next(iter(folders.values())))
+    data = "none" if manifest["dataset"] is None else manifest["dataset"]["note"]
+    source = manifest["score"]["references"]["source"]
+    scores = f" Scores: 0 = random policy, 100 = reference policy ({source})." if source else ""
+    versioned = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
+    done = "; ".join(f"`{command}`" for command in commands)
+    differences = ""
+    if paired:
+        lines = [_HEADERS, ("---", *["---:"] * (len(_HEADERS) - 1)), *map(_paired_cells, paired)]
+        differences = "".join("| " + " | ".join(line) + " |\n" for line in lines) + f"\n{paired_note(paired)}\n\n"
+    return (
+        f"# {heading}\n\nData: {data}.{scores}\n\n{render_table(rows)}\n{table_note(rows)}\n\n{differences}"
+        f"![curves]({PICTURE})\n\nCommand: {done}\n\nVersions: {versioned}\n"
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
