@@ -33,6 +33,7 @@ from o2o_smooth.smoothing import SmoothingController
 from o2o_smooth.smoothing.objective import COMPONENTS
 from o2o_smooth.training.learner import Learner
 from o2o_smooth.training.seeding import Stream, generator
+from o2o_smooth.training.signals import Signals
 
 Overlap = Literal["auto", "on", "off"]
 NORMS_EVERY = 100  # updates between measurements of gradient norms where the curve is in effective weight
@@ -118,6 +119,7 @@ def finetune(
     next_log = 0
     controller.start()
     try:
+        measured = Signals(learner, controller) if controller.needs else None
         while True:
             t = collector.env_steps
             if t < settings.env_steps:
@@ -133,6 +135,8 @@ def finetune(
                     controller.advance(updates=1)
                 info = learner.online_updates(mixes)
                 updates = until
+            if measured is not None:
+                measured.measure()
             if t >= next_log and info:
                 next_log = t + settings.log_every
                 if any(controller.mix().kind(c) == "mixed" for c in COMPONENTS):
@@ -153,7 +157,9 @@ def finetune(
             if t >= settings.env_steps:
                 return
             for episode in collector.finish():
-                controller.observe_episodes(episode.member, [episode.episode_return], lane=episode.lane)
+                controller.observe_episodes(
+                    episode.member, [episode.episode_return], lane=episode.lane, lengths=[episode.length]
+                )
                 returns[episode.member].append(episode.episode_return)
             controller.advance(env_steps=collector.per_member)
     finally:

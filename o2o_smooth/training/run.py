@@ -28,7 +28,7 @@ from o2o_smooth.training.evaluate import Evaluation, Evaluator
 from o2o_smooth.training.finetune import OnlineSettings, finetune, overlaps
 from o2o_smooth.training.graphed import GraphedLearner
 from o2o_smooth.training.output import Diverged, Output, Values, own_metrics
-from o2o_smooth.training.prepare import Prepared, prepare
+from o2o_smooth.training.prepare import Prepared, make_controller, prepare
 from o2o_smooth.training.progress import ProgressSink, Silent
 from o2o_smooth.training.seeding import Stream, env_seeds
 
@@ -191,8 +191,7 @@ class Run:
         config, agent = self.config, self.agent
         budget, n = config.online_steps, config.num_envs
         self._controllers = [
-            output.config.smoothing.controller(members=len(output.seeds), lanes=n, random_return=self.task.ref_random)
-            for output in self.outputs
+            make_controller(output.config, self.task, members=len(output.seeds)) for output in self.outputs
         ]
         controller = self._controllers[0] if len(self._controllers) == 1 else JointController(self._controllers)
         if config.smoothing.regime == "discard":

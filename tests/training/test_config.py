@@ -118,7 +118,7 @@ def test_unknown_without_a_close_name_lists_all() -> None:
         ("seeds = [true]", "seeds must be a list of integers"),
         ("seeds = '0'", "seeds must be a list of integers"),
         ("eval_every = 2.5", "eval_every must be an integer"),
-        ("mode = 'sum'", "mode must be one of loss, target, matched, got 'sum'"),
+        ("mode = 'sum'", "mode must be one of loss, target, matched, projected, got 'sum'"),
         ("regime = 'keep'", "regime must be one of retain, mixed, discard, got 'keep'"),
         ("ramp_unit = 3", "ramp_unit must be one of env_steps, updates, got 3"),
         ("vectorizer = true", "vectorizer must be .*, got True"),
