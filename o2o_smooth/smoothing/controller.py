@@ -65,6 +65,7 @@ class SmoothingController:
             for components without one.
         offline_share: Share of offline rows in the online objective's batch, fixed or annealed.
         members: M, population members.
+        lanes: Parallel environments per member, for an adaptive rule that is given as text.
         unit: What the curves count: environment steps per member, or updates.
         weight_in: `raw`: the curve is w. `effective`: the curve is the share of the online gradient in the step, and w
             is solved from measured gradient norms (`observe_gradients`).
@@ -85,6 +86,7 @@ class SmoothingController:
         overrides: Mapping[str, Schedule | str] | None = None,
         offline_share: OfflineShare | float = 0.0,
         members: int = 1,
+        lanes: int = 1,
         unit: Unit = "env_steps",
         weight_in: WeightIn = "raw",
         mode: Mode = "loss",
@@ -104,6 +106,7 @@ class SmoothingController:
                 schedule,
                 ramp_steps,
                 members=members,
+                lanes=lanes,
                 random_return=random_return,
                 reference_return=reference_return,
                 settings=settings,

@@ -6,8 +6,8 @@ policy's own return in its first episodes after the switch, while w is still 0.
     J, s, n     mean, standard deviation and number of the yardstick's episodes
     tolerance   max((1 - share) (J - J_random), s / sqrt(n)): a drop that matters, and that the yardstick can show
     bar         J - tolerance
-    R_k         mean of the last k episodes since the yardstick, k = 1, 2, 4, ... up to the window
-    bound_k     R_k + t sigma sqrt(1/k + 1/n): upper confidence bound, sigma pooled over yardstick and window
+    R_k         mean of the last k episodes since the yardstick, k = 1, 2, 4, ... up to four windows
+    bound_k     R_k + t sigma sqrt(1/k + 1/n): upper confidence bound, sigma pooled over the yardstick and all these
 
 Each finished episode brings a verdict, per member:
 
@@ -16,8 +16,8 @@ Each finished episode brings a verdict, per member:
     hold        otherwise: a drop that may be chance
 
 A verdict to advance is good for N / `ramp_episodes` steps: with long episodes w waits for the next one rather than run
-ahead of what is known. Many short windows and one long one let a collapse show within two episodes, and a small drop
-in as many as its size needs.
+ahead of what is known. Short and long means side by side let a collapse show within two episodes, and a small drop in
+as many as its size needs.
 
 Returns that take two values (success or not) have no spread when the yardstick was lucky, so their rate p is drawn
 towards one half by Laplace's rule, (successes + 1) / (n + 2), and their deviation is that of a coin.
@@ -39,6 +39,8 @@ from o2o_smooth.smoothing.bounds import t_quantile
 from o2o_smooth.smoothing.signals import Ramp, Weights, check_positive, check_returns
 
 FEWEST = 4  # episodes in a yardstick: with fewer a deviation is a guess
+LATE = 8  # episodes that are enough once half a ramp has passed
+MEMORY = 4  # windows that are remembered
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,10 @@ class PerformanceGateConfig:
     confidence: float = 0.975
     """Of the bound that must lie below the return at the switch before w retreats, per episode and window."""
     window: int = 8
-    """Episodes in the running return; the shorter windows are its halves."""
-    yardstick: int = 16
-    """Most episodes in the yardstick. It ends sooner, but not before 4, once its standard error is at most half of the
-    tolerated drop or half a ramp has passed."""
+    """Episodes in the running return; four times as many are remembered for the bounds."""
+    yardstick: int = 32
+    """Most episodes in the yardstick. It ends sooner: once its standard error is at most half of the drop that matters
+    (with 4 episodes or more), or half a ramp has passed (with 8)."""
     ramp_episodes: int = 20
     """A ramp takes at least so many episodes."""
 
@@ -102,7 +104,7 @@ class _Member:
     def __init__(self, config: PerformanceGateConfig, lanes: int) -> None:
         self.first: list[list[float]] = [[] for _ in range(lanes)]  # the yardstick's episodes, per lane
         self.rounds = 0  # episodes of each lane that count for it; 0 while it is being taken
-        self.recent: deque[float] = deque(maxlen=config.window)  # the running return's
+        self.recent: deque[float] = deque(maxlen=MEMORY * config.window)
         self.fresh = 0  # of them, those since the yardstick
         self.values: list[float] = []  # distinct returns so far, three at most
         self.verdict = 0
@@ -144,13 +146,15 @@ class PerformanceGate(Ramp):
     ) -> None:
         """See `AdaptiveRule`; the first episodes of every lane are the yardstick, later ones are held against it."""
         check_returns(self.name, member, returns)
+        if not 0 <= lane < self.lanes:
+            raise ValueError(f"performance_gate: an episode of lane {lane}, but it was made for lanes={self.lanes}")
         own = self._own[member]
         for value in map(float, returns):
             if value not in own.values and len(own.values) < 3:
                 own.values.append(value)
             own.recent.append(value)
             if own.rounds:
-                own.fresh = min(own.fresh + 1, self.config.window)
+                own.fresh = min(own.fresh + 1, MEMORY * self.config.window)
                 self._judge(member)
             else:
                 own.first[lane].append(value)
@@ -165,7 +169,8 @@ class PerformanceGate(Ramp):
             return
         found = self._measure(own, rounds)
         allowed = self._mattering(found.mean)
-        if n >= config.yardstick or 2 * self.t >= config.ramp_steps or 2 * found.error <= allowed:
+        late = 2 * self.t >= config.ramp_steps and n >= LATE
+        if n >= config.yardstick or late or 2 * found.error <= allowed:
             own.rounds = rounds
             own.first = [lane[:rounds] for lane in own.first]
             self._set(member, 1)
@@ -192,7 +197,10 @@ class PerformanceGate(Ramp):
         else:
             # A mean of equal numbers can differ from them in the last digit.
             slack = 1e-9 * max(abs(stick.mean), stick.deviation)
-            self._set(member, 1 if recent.mean() >= stick.bar - slack else 0)
+            self._set(member, 1 if self._running(own) >= stick.bar - slack else 0)
+
+    def _running(self, own: _Member) -> float:
+        return float(np.mean(list(own.recent)[-self.config.window :]))
 
     def _set(self, member: int, verdict: int) -> None:
         own = self._own[member]
@@ -251,7 +259,7 @@ class PerformanceGate(Ramp):
         sticks = [self.yardstick(m) for m in range(self.members)]
         nan = float("nan")
         return {
-            "gate/running_return": np.array([np.mean(o.recent) if o.recent else nan for o in self._own]),
+            "gate/running_return": np.array([self._running(o) if o.recent else nan for o in self._own]),
             "gate/bar": np.array([nan if s is None else s.bar for s in sticks]),
             "gate/switch_return": np.array([nan if s is None else s.mean for s in sticks]),
             "gate/evidence": np.array(
@@ -287,7 +295,7 @@ class PerformanceGate(Ramp):
         super().load_state_dict(state)
         for own, kept in zip(self._own, state["own"], strict=True):
             own.first = [[float(x) for x in lane] for lane in kept["first"]]
-            own.recent = deque((float(x) for x in kept["recent"]), maxlen=self.config.window)
+            own.recent = deque((float(x) for x in kept["recent"]), maxlen=own.recent.maxlen)
             own.values = [float(x) for x in kept["values"]]
             own.rounds, own.fresh, own.verdict = int(kept["rounds"]), int(kept["fresh"]), int(kept["verdict"])
             own.allowance, own.evidence = float(kept["allowance"]), float(kept["evidence"])

@@ -30,9 +30,9 @@ class AdaptiveConfig:
     """performance_gate: of the bound that must lie below the return at the switch before the weight retreats."""
     gate_window: int = 8
     """performance_gate: episodes in the running return."""
-    gate_yardstick: int = 16
-    """performance_gate: most episodes at weight 0 that define the return at the switch; fewer (at least 4) where they
-    agree, or where half a ramp has passed."""
+    gate_yardstick: int = 32
+    """performance_gate: most episodes at weight 0 that define the return at the switch; fewer where they agree (4 at
+    least) or half a ramp has passed (8 at least)."""
     gate_ramp_episodes: int = 20
     """performance_gate: a ramp takes at least so many episodes, however short it is in steps."""
     pd_kp: float = 3e-5

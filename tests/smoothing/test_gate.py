@@ -77,7 +77,9 @@ def test_yardstick_is_the_mean_of_the_first_episodes_and_never_moves() -> None:
         ([9.9, 10.0, 10.1, 10.0, 10.2, 9.8, 10.0, 9.9], {}, 4),  # they agree
         ([7.0, 13.0, 8.0, 12.0, 9.1, 10.5, 9.5, 10.6], {}, 6),  # error at most half of the tolerated 2 only now
         ([1.0, 19.0, 2.0, 18.0, 3.0, 17.0, 4.0, 16.0], {}, 8),  # never: the most that is allowed
-        ([1.0, 19.0, 2.0, 18.0, 3.0, 17.0, 4.0, 16.0], {"ramp_steps": 10.0}, 5),  # half a ramp has passed
+        ([1.0, 19.0, 2.0, 18.0, 3.0, 17.0] * 2, {"yardstick": 12}, 12),
+        ([1.0, 19.0, 2.0, 18.0, 3.0, 17.0] * 2, {"yardstick": 12, "ramp_steps": 18.0}, 9),  # half a ramp has passed
+        ([1.0, 19.0, 2.0, 18.0, 3.0, 17.0] * 2, {"yardstick": 12, "ramp_steps": 2.0}, 8),  # but eight it takes
     ],
 )
 def test_yardstick_takes_as_many_episodes_as_its_noise_asks_for(
@@ -120,10 +122,11 @@ def test_short_first_episodes_of_parallel_environments_do_not_set_the_yardstick(
     assert rule.yardstick(0) is None
     rule.observe_episodes(0, [9.0], lane=1)
     assert rule.yardstick(0) is None
-    rule.observe_episodes(0, [9.2], lane=1)
+    rule.observe_episodes(0, [9.2, 8.9, 9.1], lane=1)
     stick = rule.yardstick(0)
     assert stick is not None
-    assert (stick.episodes, stick.mean) == (4, pytest.approx((1.0 + 1.1 + 9.0 + 9.2) / 4))
+    assert stick.episodes == 8
+    assert stick.mean == pytest.approx((1.0 + 1.1 + 0.9 + 1.0 + 9.0 + 9.2 + 8.9 + 9.1) / 8)
 
 
 # Verdicts
@@ -178,15 +181,19 @@ def bound(fresh: list[float], size: int, confidence: float = GATE.confidence) ->
         [10.0, 7.9, 7.9, 7.9, 7.9],
         [12.0, 13.0, 1.0, 12.0],
         [9.0, 11.0, 8.0, 7.0, 12.0],
+        [11.0] * 7 + [7.5] * 5,
+        [7.0, 9.0] * 7 + [8.1, 7.8],
+        [1.0] * 3 + [10.0] * 14 + [7.9, 7.9],  # three are forgotten
     ],
 )
 def test_verdict_is_that_of_the_documented_bounds(fresh: list[float]) -> None:
     rule = opened()
     rule.observe_episodes(0, fresh)
-    window = fresh[-4:]
-    closed = any(np.mean(window[-k:]) < 8.0 and bound(window, k) < 10.0 for k in (1, 2, 4) if k <= len(window))
+    kept = fresh[-16:]
+    sizes = [k for k in (1, 2, 4, 8, 16) if k <= len(kept)]
+    closed = any(np.mean(kept[-k:]) < 8.0 and bound(kept, k) < 10.0 for k in sizes)
     running = np.mean((STICK + fresh)[-4:])
-    expected = -1 if closed and np.mean(window[-2:]) < 8.0 else 1 if running >= 8.0 else 0
+    expected = -1 if closed and np.mean(kept[-2:]) < 8.0 else 1 if running >= 8.0 else 0
     assert verdict(rule) == expected
 
 
@@ -390,3 +397,5 @@ def test_setting_out_of_range_is_named(name: str, value: Any) -> None:
         gate(**{name: value})
     with pytest.raises(ValueError, match="lanes"):
         gate(lanes=0)
+    with pytest.raises(ValueError, match="lane 2, but it was made for lanes=2"):
+        gate(lanes=2).observe_episodes(0, [1.0], lane=2)
