@@ -34,6 +34,7 @@ from o2o_smooth.smoothing.objective import COMPONENTS
 from o2o_smooth.training.audit import Audit
 from o2o_smooth.training.learner import Learner
 from o2o_smooth.training.seeding import Stream, generator
+from o2o_smooth.training.signals import Signals
 
 Overlap = Literal["auto", "on", "off"]
 NORMS_EVERY = 100  # updates between measurements of gradient norms where the curve is in effective weight
@@ -122,6 +123,7 @@ def finetune(
     next_log = 0
     controller.start()
     try:
+        measured = Signals(learner, controller) if controller.needs else None
         while True:
             t = collector.env_steps
             if t < settings.env_steps:
@@ -140,6 +142,8 @@ def finetune(
                     controller.advance(updates=1)
                 info = learner.online_updates(mixes)
                 updates = until
+            if measured is not None:
+                measured.measure()
             if audit is not None and updates:
                 audit.look(t, updates, controller.mix())
             if t >= next_log and info:
@@ -164,7 +168,9 @@ def finetune(
                     audit.finish(t, updates, controller.mix())
                 return
             for episode in collector.finish():
-                controller.observe_episodes(episode.member, [episode.episode_return], lane=episode.lane)
+                controller.observe_episodes(
+                    episode.member, [episode.episode_return], lane=episode.lane, lengths=[episode.length]
+                )
                 returns[episode.member].append(episode.episode_return)
             controller.advance(env_steps=collector.per_member)
     finally:
