@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from o2o_smooth.errors import DataError
 from o2o_smooth.stability.curves import Curve, PretrainCurve, Unit, read_curves, read_pretraining
-from o2o_smooth.stability.metrics import RECOVERY_MARGIN, null_dip_from_std, stability_metrics
+from o2o_smooth.stability.metrics import RECOVERY_MARGIN, StabilityMetrics, null_dip_from_std, stability_metrics
 from o2o_smooth.stability.origin import AND, Origin, check_comparable, offline_data
 
 if TYPE_CHECKING:
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
 __all__ = [
     "DROP_MARGIN",
     "Curve",
+    "Measured",
     "PretrainCurve",
     "Unit",
     "arm_table",
+    "measure",
     "read_curves",
     "read_pretraining",
     "render_table",
@@ -32,6 +35,42 @@ __all__ = [
 DROP_MARGIN = 8.0
 """Points by which a dip must exceed its null dip to count as a drop: two names of one algorithm (an A/A test, 4 seeds)
 differed by up to 4.9 points of dip, so less than this is noise."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One curve beside its noise."""
+
+    metrics: StabilityMetrics
+    """What the curve says of the switch."""
+    null_dip: float | None
+    """What evaluation noise alone would show; None where the spread of the episodes is not known."""
+    dropped: bool
+    """Whether the dip exceeds the null dip (0 where not known) by more than `DROP_MARGIN`."""
+    recovered: bool
+    """Whether a curve that dropped came back."""
+    point: float
+    """How much of the curve's unit a point is: returns have none, there it is 1 % of |J0|."""
+
+
+def measure(
+    curve: Curve, *, budget: float | None = None, window: float | None = None, null_dip: float | None = None
+) -> Measured:
+    """Measure one curve, with a null dip that was measured (`null_dip`) or is estimated from its episodes' spread.
+
+    Raises:
+        DataError: The curve has no metrics.
+    """
+    point = abs(float(curve.scores[0])) / 100 if curve.unit == "return" else 1.0
+    try:
+        metrics = stability_metrics(
+            curve.env_steps, curve.scores, budget=budget, window=window, recovery_margin=RECOVERY_MARGIN * point
+        )
+    except ValueError as error:
+        raise DataError(f"arm {curve.arm!r}, seed {curve.seed}: {error}") from error
+    noise = null_dip if null_dip is not None else _estimated_null_dip(curve, window or budget)
+    dropped = metrics.dip_depth > (noise or 0.0) + DROP_MARGIN * point
+    return Measured(metrics, noise, dropped, dropped and metrics.recovery_steps is not None, point)
 
 
 def arm_table(
@@ -201,21 +240,8 @@ def _arm_row(arm: str, curves: Sequence[Curve], budget: float | None, measured: 
     """The row of one arm."""
     if not curves:
         raise DataError(f"arm {arm!r} has no curves")
-    metrics, null_dips, dropped, recovered = [], [], 0, 0
-    for curve in curves:
-        point = abs(float(curve.scores[0])) / 100 if curve.unit == "return" else 1.0
-        try:
-            mine = stability_metrics(
-                curve.env_steps, curve.scores, budget=budget, recovery_margin=RECOVERY_MARGIN * point
-            )
-        except ValueError as error:
-            raise DataError(f"arm {arm!r}, seed {curve.seed}: {error}") from error
-        noise = measured if measured is not None else _estimated_null_dip(curve, budget)
-        metrics.append(mine)
-        null_dips.append(noise)
-        if mine.dip_depth > (noise or 0.0) + DROP_MARGIN * point:
-            dropped += 1
-            recovered += mine.recovery_steps is not None
+    found = [measure(replace(curve, arm=arm), budget=budget, null_dip=measured) for curve in curves]
+    metrics, null_dips = [one.metrics for one in found], [one.null_dip for one in found]
     known = [value for value in null_dips if value is not None]
     behaviours = [curve.behaviour for curve in curves if curve.behaviour is not None]
     return {
@@ -228,8 +254,8 @@ def _arm_row(arm: str, curves: Sequence[Curve], budget: float | None, measured: 
         "dip_area": float(np.mean([m.dip_area for m in metrics])),
         "dip_time": float(np.median([m.dip_time for m in metrics])),
         "final": float(np.mean([m.final for m in metrics])),
-        "dropped": dropped,
-        "recovered": recovered,
+        "dropped": sum(one.dropped for one in found),
+        "recovered": sum(one.recovered for one in found),
         "provenance": _joined(curve.provenance for curve in curves),
         "dataset": _joined(curve.dataset for curve in curves),
         "behaviour": float(np.mean(behaviours)) if behaviours else None,
