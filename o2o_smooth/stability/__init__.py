@@ -13,17 +13,37 @@ from o2o_smooth.stability.report import (
     render_table,
     rich_table,
 )
+from o2o_smooth.stability.statistics import (
+    Interval,
+    PairedDifference,
+    interval,
+    iqm,
+    optimality_gap,
+    paired_difference,
+    performance_profile,
+    probability_of_improvement,
+    stratified_bootstrap,
+)
 
 __all__ = [
     "Curve",
+    "Interval",
+    "PairedDifference",
     "PretrainCurve",
     "StabilityMetrics",
     "arm_table",
+    "interval",
+    "iqm",
     "null_dip",
     "null_dip_from_std",
+    "optimality_gap",
+    "paired_difference",
+    "performance_profile",
+    "probability_of_improvement",
     "read_curves",
     "read_pretraining",
     "render_table",
     "rich_table",
     "stability_metrics",
+    "stratified_bootstrap",
 ]

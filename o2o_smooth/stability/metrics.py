@@ -24,10 +24,13 @@ RECOVERY_EVALUATIONS = 2
 REFERENCE_SCORE = 100.0
 """The score of the reference policy; regret counts what is missing to it."""
 
+FORGETTING_WINDOW = 5
+"""Evaluations in a window of windowed forgetting and plasticity: few enough to tell a fall from a slow decline."""
+
 
 @dataclass(frozen=True)
 class StabilityMetrics:
-    """The switch in ten numbers; scores in the unit of the curve, times in environment steps since the switch."""
+    """The switch in numbers; scores in the unit of the curve, times in environment steps since the switch."""
 
     j0: float
     """Score of the policy at the switch."""
@@ -50,6 +53,17 @@ class StabilityMetrics:
     """(1/T) times the integral of J(t): the mean score over the budget."""
     regret: float
     """1 - (1/T) times the integral of clip(J(t)/100, 0, 1). Means something for normalised scores only."""
+    recovery_censored: bool
+    """It was lost and not seen to come back within the budget: the recovery time is more than that, not unknown."""
+    windowed_forgetting: float
+    """WF^w: the largest drop from one evaluation to a later one, both among w in a row (J0 is one of them); 0 where it
+    never drops. Of evaluations, so it compares curves of one evaluation schedule only. Source: De Lange et al. 2023."""
+    windowed_plasticity: float
+    """WP^w: the largest gain, likewise."""
+    worst_case: float
+    """min J(t) over 0 < t <= T: what one may have had to live with. De Lange et al. 2023 average this minimum over the
+    tasks learned before (min-ACC) and weigh it with the score on the newest one (WC-ACC). Here the task before and the
+    newest are one, and its last score is `final`, so the minimum stands alone."""
 
 
 def stability_metrics(
@@ -61,6 +75,7 @@ def stability_metrics(
     recovery_margin: float = RECOVERY_MARGIN,
     recovery_evaluations: int = RECOVERY_EVALUATIONS,
     random_score: float = 0.0,
+    forgetting_window: int = FORGETTING_WINDOW,
 ) -> StabilityMetrics:
     """Measure one curve, as in `StabilityMetrics`.
 
@@ -73,6 +88,7 @@ def stability_metrics(
         recovery_margin: How far under J0 still counts as recovered, in points.
         recovery_evaluations: How many evaluations in a row must be there.
         random_score: Score of a random policy, for the relative depth.
+        forgetting_window: w, evaluations in a window of forgetting and plasticity; all of them where there are fewer.
 
     Raises:
         ValueError: The curve is not one (fewer than two points, not starting at 0, not rising, NaN), or a setting
@@ -84,6 +100,8 @@ def stability_metrics(
             f"recovery_margin must not be negative and recovery_evaluations at least 1, "
             f"got {recovery_margin} and {recovery_evaluations}"
         )
+    if forgetting_window < 2:
+        raise ValueError(f"forgetting_window must hold at least 2 evaluations, got {forgetting_window}")
     total = float(steps[-1]) if budget is None else float(budget)
     if not 0 < total <= steps[-1]:
         raise ValueError(f"budget must lie in (0, {steps[-1]:g}], where the curve ends, got {total:g}")
@@ -100,6 +118,7 @@ def stability_metrics(
     lowest = 1 + int(np.argmin(values[1:][steps[1:] <= width]))
     depth = max(0.0, j0 - float(values[lowest]))
     gain = j0 - random_score
+    recovery = _recovery(steps, values, lowest, j0 - recovery_margin, recovery_evaluations)
     share = _positive_area(line_steps, line) - _positive_area(line_steps, line - REFERENCE_SCORE)
     return StabilityMetrics(
         j0=j0,
@@ -107,11 +126,15 @@ def stability_metrics(
         dip_depth_relative=depth / gain if gain > 0 else None,
         dip_area=_positive_area(line_steps, j0 - line) / total,
         dip_time=float(steps[lowest]),
-        recovery_steps=_recovery(steps, values, lowest, j0 - recovery_margin, recovery_evaluations),
+        recovery_steps=recovery,
         late_collapse=float(values.max() - values[-1]),
         final=float(values[-1]),
         auc=float(np.trapezoid(line, line_steps)) / total,
         regret=1.0 - share / (REFERENCE_SCORE * total),
+        recovery_censored=recovery is None,
+        windowed_forgetting=_largest_gain(-values, forgetting_window),
+        windowed_plasticity=_largest_gain(values, forgetting_window),
+        worst_case=float(values[1:].min()),
     )
 
 
@@ -232,6 +255,12 @@ def _recovery(steps: FloatArray, values: FloatArray, lowest: int, level: float, 
         if good[start : start + in_a_row].all():
             return float(steps[start])
     return None
+
+
+def _largest_gain(values: FloatArray, window: int) -> float:
+    """The largest rise from one value to a later one at most `window` - 1 places on; 0 where there is none."""
+    lags = range(1, min(window, len(values)))
+    return max(0.0, *(float((values[lag:] - values[:-lag]).max()) for lag in lags))
 
 
 def _check_counts(**counts: int) -> None:
