@@ -1,4 +1,4 @@
-"""The command `o2o-smooth`: run, demo, compare, data, tasks, speed, doctor."""
+"""The command `o2o-smooth`: run, demo, compare, report, data, tasks, speed, doctor."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ commands:
   run      pretrain offline, switch, fine-tune online with a smoothed objective
   demo     the main job on a small task: four ways to switch, a table and a picture (minutes on two cores)
   compare  one table and one picture of finished runs
+  report   what happened at the switch: a page, pictures and numbers, also of any other library's curves
   data     datasets: list, info, check, download, convert, make
   tasks    list the tasks that --task knows; tasks NAME shows one
   speed    how fast the learner is on this machine, beside the machine's limit and other libraries
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run": _run,
         "demo": _demo,
         "compare": _compare,
+        "report": _report,
         "data": _data,
         "tasks": _tasks,
         "speed": _speed,
@@ -242,6 +244,12 @@ def _compare(arguments: list[str]) -> int:
     Console().print(rich_table(arm_table(curves, mix_provenance=mix)))
     print(f"picture: {picture}")
     return 0
+
+
+def _report(arguments: list[str]) -> int:
+    from o2o_smooth.cli_report import report
+
+    return report(arguments)
 
 
 def _data(arguments: list[str]) -> int:

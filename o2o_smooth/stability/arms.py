@@ -6,6 +6,7 @@ by its name), never by where it stands in a list.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ CONTROLS: dict[Role, str] = {
     "stay": "stay (the offline objective for ever)",
     "mixed": "jump with a mixed batch",
     "floor": "jump straight to a floor",
-    "twin": "an A/A pair (one arm twice, other random numbers)",
+    "twin": "an A/A pair (one arm twice, which shows what chance alone does)",
 }
 """The controls that a comparison needs, in words."""
 
@@ -129,7 +130,7 @@ def group_curves(curves: Iterable[Curve]) -> dict[str, tuple[Curve, ...]]:
         found.setdefault(curve.arm, []).append(curve)
     for arm, mine in found.items():
         mine.sort(key=lambda curve: curve.seed)
-        for one, other in zip(mine, mine[1:], strict=False):
+        for one, other in itertools.pairwise(mine):
             if one.seed == other.seed:
                 raise DataError(
                     f"arm '{arm}' has seed {one.seed} twice (runs {one.run} and {other.run}): give the two arms "

@@ -22,7 +22,7 @@ RAMPS_TO_SEE = 2.0
 """Evaluation must go on for so many ramps: a dip that is only postponed comes at the end of the first."""
 
 FIRST_EVALUATION = 2_000.0
-"""A jump falls within a thousand steps; a first evaluation later than this (or than a fifth of the budget) misses it."""
+"""A jump falls within a thousand steps; a first evaluation later than this (or a fifth of the budget) misses it."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Row:
     """The online budget that counts, in environment steps."""
     drop_steps: float | None
     """The first evaluation that lay under J0 by more than noise; None where none did."""
+    relative: bool = True
+    """Whether the random score is known, so that there is a relative depth."""
 
     def values(self) -> dict[str, Any]:
         """The row of `stability.json`: scores in the curve's unit, `_steps` in environment steps."""
@@ -85,11 +87,12 @@ class Row:
             "null_dip": self.measured.null_dip,
         }
         found.pop("regret")
+        if not self.relative:
+            found["dip_depth_relative"] = None
         return {
             **first,
             "dip_time_steps": steps,
             "recovery_fraction": None if back is None else back / self.budget,
-            "recovery_censored": back is None,
             "dropped": self.measured.dropped,
             "drop_steps": self.drop_steps,
             **found,
@@ -194,9 +197,9 @@ def compare(arms: Sequence[Arm], settings: Settings | None = None) -> Comparison
     ordered = _ordered(arms, choose_baseline(arms, how.baseline))
     ends = [float(curve.env_steps[-1]) for arm in arms for curve in arm.curves]
     budget = min(ends) if how.budget is None else how.budget
-    rows = {arm.name: tuple(_row(curve, budget, how.window) for curve in arm.curves) for arm in ordered}
-    aa, drawn = _aa_differences(ordered, rows)
     random = how.random_score if how.random_score is not None else (0.0 if unit == "score" else None)
+    rows = {arm.name: tuple(_row(curve, budget, how.window, random) for curve in arm.curves) for arm in ordered}
+    aa, drawn = _aa_differences(ordered, rows)
     columns = []
     for arm in ordered:
         mine, base = rows[arm.name], rows[ordered[0].name]
@@ -214,7 +217,7 @@ def compare(arms: Sequence[Arm], settings: Settings | None = None) -> Comparison
         method=how.method,
         confidence=how.confidence,
         aa=aa,
-        unknowns=_unknowns(columns, bool(drawn), random is None, budget, how),
+        unknowns=_unknowns(columns, random is None, budget, how),
         notes=_notes(columns, ends, budget, how),
     )
 
@@ -244,12 +247,13 @@ def _ordered(arms: Sequence[Arm], baseline: Arm) -> list[Arm]:
     return [baseline, *sorted(rest, key=lambda arm: arm.control)]
 
 
-def _row(curve: Curve, budget: float, window: float | None) -> Row:
-    found = measure(curve, budget=budget, window=window)
+def _row(curve: Curve, budget: float, window: float | None, random: float | None) -> Row:
+    found = measure(curve, budget=budget, window=window, random_score=random or 0.0)
     low = found.metrics.j0 - (found.null_dip or 0.0) - DROP_MARGIN * found.point
     inside = (curve.env_steps > 0) & (curve.env_steps <= (window or budget))
     below = np.flatnonzero(inside & (curve.scores < low))
-    return Row(curve, found, budget, float(curve.env_steps[below[0]]) if len(below) else None)
+    dropped_at = float(curve.env_steps[below[0]]) if len(below) else None
+    return Row(curve, found, budget, dropped_at, relative=random is not None)
 
 
 def _value(row: Row, key: str) -> float | None:
@@ -291,13 +295,13 @@ def _effects(
     aa: Mapping[str, float],
     drawn: bool,
 ) -> dict[str, Effect]:
-    """The differences beside their noise. Without an A/A pair the margin of a drop stands in for a dip's."""
+    """The differences beside their noise. Without an A/A pair the margin of a drop stands in for single evaluations."""
     stand_in = DROP_MARGIN * float(np.mean([row.measured.point for row in (*mine, *base)]))
     found = {}
     for key, difference in differences.items():
         a, b = _paired(mine, base, key)
         signs = np.sign(np.array(a) - np.array(b))
-        noise = aa.get(key, 0.0) if drawn else (stand_in if key == "dip_depth" else 0.0)
+        noise = aa.get(key, 0.0) if drawn else (stand_in if key in ("dip_depth", "final") else 0.0)
         found[key] = Effect(
             mean=0.0 if difference is None else difference.mean,
             low=0.0 if difference is None else difference.low,
@@ -356,9 +360,7 @@ def _outcome(
     )
 
 
-def _unknowns(
-    columns: Sequence[Column], has_twin: bool, random_unknown: bool, budget: float, how: Settings
-) -> Unknowns:
+def _unknowns(columns: Sequence[Column], random_unknown: bool, budget: float, how: Settings) -> Unknowns:
     """What the numbers do not say."""
     roles = {column.arm.role for column in columns}
     first = min(float(column.arm.curves[0].env_steps[1]) for column in columns)
@@ -370,9 +372,8 @@ def _unknowns(
         return tuple(column.arm.name for column in columns if wrong(column))
 
     return Unknowns(
-        missing_controls=tuple(words for role, words in CONTROLS.items() if role not in roles and role != "twin"),
+        missing_controls=tuple(words for role, words in CONTROLS.items() if role not in roles),
         add_controls=how.add_controls,
-        has_twin=has_twin,
         seeds=min(len(column.rows) for column in columns),
         confidence=how.confidence,
         attainable=min(one.confidence for one in pairs or means),

@@ -54,9 +54,21 @@ class Measured:
 
 
 def measure(
-    curve: Curve, *, budget: float | None = None, window: float | None = None, null_dip: float | None = None
+    curve: Curve,
+    *,
+    budget: float | None = None,
+    window: float | None = None,
+    null_dip: float | None = None,
+    random_score: float = 0.0,
 ) -> Measured:
-    """Measure one curve, with a null dip that was measured (`null_dip`) or is estimated from its episodes' spread.
+    """Measure one curve beside its null dip.
+
+    Args:
+        curve: One seed's evaluations.
+        budget: As in `stability_metrics`.
+        window: As in `stability_metrics`.
+        null_dip: Where it was measured; else it is estimated from the spread of the episodes at the switch.
+        random_score: As in `stability_metrics`.
 
     Raises:
         DataError: The curve has no metrics.
@@ -64,7 +76,12 @@ def measure(
     point = abs(float(curve.scores[0])) / 100 if curve.unit == "return" else 1.0
     try:
         metrics = stability_metrics(
-            curve.env_steps, curve.scores, budget=budget, window=window, recovery_margin=RECOVERY_MARGIN * point
+            curve.env_steps,
+            curve.scores,
+            budget=budget,
+            window=window,
+            recovery_margin=RECOVERY_MARGIN * point,
+            random_score=random_score,
         )
     except ValueError as error:
         raise DataError(f"arm {curve.arm!r}, seed {curve.seed}: {error}") from error
@@ -79,6 +96,7 @@ def arm_table(
     budget: float | None = None,
     null_dips: Mapping[str, float] | None = None,
     mix_provenance: bool = False,
+    window: float | None = None,
 ) -> list[dict[str, Any]]:
     """A row an arm, in the order given, of plain Python values.
 
@@ -99,6 +117,7 @@ def arm_table(
         null_dips: The null dip by arm, where it was measured (`null_dip`). Elsewhere it is estimated, per seed, from
             the spread of the episodes at the switch.
         mix_provenance: Let arms of different provenance share the table all the same; it says so then.
+        window: How long after the switch a minimum counts as the dip; the budget where None.
 
     Raises:
         DataError: An arm without curves, curves of different units, provenance or references, or a curve that has no
@@ -108,7 +127,7 @@ def arm_table(
     if len(units) > 1:
         raise DataError("curves in normalised scores and curves in returns cannot share a table")
     check_comparable(arms, mix_provenance=mix_provenance)
-    return [_arm_row(arm, curves, budget, (null_dips or {}).get(arm)) for arm, curves in arms.items()]
+    return [_arm_row(arm, curves, budget, window, (null_dips or {}).get(arm)) for arm, curves in arms.items()]
 
 
 def render_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -236,11 +255,13 @@ def _pad(text: str, column: int, width: int) -> str:
     return text.ljust(width) if column == 0 else text.rjust(width)
 
 
-def _arm_row(arm: str, curves: Sequence[Curve], budget: float | None, measured: float | None) -> dict[str, Any]:
+def _arm_row(
+    arm: str, curves: Sequence[Curve], budget: float | None, window: float | None, measured: float | None
+) -> dict[str, Any]:
     """The row of one arm."""
     if not curves:
         raise DataError(f"arm {arm!r} has no curves")
-    found = [measure(replace(curve, arm=arm), budget=budget, null_dip=measured) for curve in curves]
+    found = [measure(replace(curve, arm=arm), budget=budget, window=window, null_dip=measured) for curve in curves]
     metrics, null_dips = [one.metrics for one in found], [one.null_dip for one in found]
     known = [value for value in null_dips if value is not None]
     behaviours = [curve.behaviour for curve in curves if curve.behaviour is not None]

@@ -124,8 +124,6 @@ class Unknowns:
     """In words."""
     add_controls: str | None = None
     """The command that adds them."""
-    has_twin: bool = True
-    """Whether there is an A/A pair."""
     seeds: int = 0
     """Seeds of the arm with the fewest."""
     confidence: float = 0.95
@@ -189,7 +187,9 @@ def what_happened(outcome: Outcome, budget: float, unit: str = "score") -> str:
     if outcome.refusal:
         return refused(outcome, budget, unit)
     known = outcome.null_dip is not None
-    noise = f"a policy that never changed would show {_amount(outcome.null_dip or 0.0)}" if known else "null dip unknown"
+    noise = (
+        f"a policy that never changed would show {_amount(outcome.null_dip or 0.0)}" if known else "null dip unknown"
+    )
     start = f"its {unit} at the switch, {_amount(outcome.j0)}"
     if outcome.dropped == 0:
         return (
@@ -237,7 +237,7 @@ def change_clause(change: Change, baseline: Outcome, budget: float, unit: str = 
 def what_changed(changes: Sequence[Change], baseline: Outcome, budget: float, unit: str = "score") -> str:
     """What smoothing changed against the baseline, by how much of which; one sentence for all arms."""
     if not changes:
-        return f"There is no smoothed arm beside {baseline.name}, so what smoothing would change is not known."
+        return f"There is no other arm beside {baseline.name} but controls, so what smoothing changes is not known."
     clauses = [change_clause(change, baseline, budget, unit) for change in changes[:MOST_ARMS]]
     if len(changes) > MOST_ARMS:
         clauses.append(f"{len(changes) - MOST_ARMS} more below")
@@ -250,8 +250,6 @@ def what_is_not_known(unknowns: Unknowns) -> str:
     if unknowns.missing_controls:
         command = f" (add them: {unknowns.add_controls})" if unknowns.add_controls else ""
         found.append(f"what these missing controls would show: {_listed(unknowns.missing_controls)}{command}")
-    if not unknowns.has_twin:
-        found.append("how much two runs of the same settings differ here, for lack of an A/A pair")
     if unknowns.seeds == 1:
         found.append("how other seeds would do: there is one")
     elif unknowns.attainable < unknowns.confidence:
@@ -265,7 +263,9 @@ def what_is_not_known(unknowns: Unknowns) -> str:
             "(--interval studentised or sign_flip holds)"
         )
     if unknowns.null_unknown:
-        found.append(f"how much of a dip is evaluation noise for {_listed(unknowns.null_unknown)} (no spread, episodes)")
+        found.append(
+            f"how much of a dip is evaluation noise for {_listed(unknowns.null_unknown)} (no spread, episodes)"
+        )
     if unknowns.ramp_unknown:
         found.append(
             f"whether evaluation went on to twice the ramp of {_listed(unknowns.ramp_unknown)} (--ramp ARM=STEPS says)"
@@ -288,6 +288,13 @@ def what_is_not_known(unknowns: Unknowns) -> str:
     return f"Not known: {'; '.join(found)}."
 
 
+def word(kind: Kind, *, judged: bool = True) -> str:
+    """What a table says of an effect; `judged` is False where a verdict is refused."""
+    if kind == "unpaired":
+        return "no common seeds"
+    return {"noise": "noise", "undecided": "not decided"}.get(kind, kind) if judged else "no verdict"
+
+
 def _depth_words(change: Change, baseline: Outcome, unit: str) -> str:
     """What became of the dip."""
     depth, kind = change.depth, change.depth.kind(higher_is_better=False)
@@ -300,7 +307,7 @@ def _depth_words(change: Change, baseline: Outcome, unit: str) -> str:
         side = "deeper" if depth.mean > 0 else "smaller"
         return f"may have changed the dip ({_beside(depth, unit)}; {side} {seeds}), which these seeds do not decide"
     word = "smaller" if kind == "better" else "deeper"
-    share = f" ({abs(depth.mean) / baseline.depth:.0%} of it)" if baseline.depth > 0 else ""
+    share = f" ({100 * abs(depth.mean) / baseline.depth:.0f} % of it)" if baseline.depth > 0 else ""
     aa = f"; {_aa(depth)}"
     return f"made the dip {_points(abs(depth.mean), unit)} {word}{share} {seeds}{aa}"
 
