@@ -3,7 +3,13 @@
 The pictures are in `o2o_smooth.stability.plots`, apart from this list so that the numbers need no matplotlib.
 """
 
-from o2o_smooth.stability.metrics import StabilityMetrics, null_dip, null_dip_from_std, stability_metrics
+from o2o_smooth.stability.metrics import (
+    StabilityMetrics,
+    null_area_from_std,
+    null_dip,
+    null_dip_from_std,
+    stability_metrics,
+)
 from o2o_smooth.stability.report import (
     Curve,
     PretrainCurve,
@@ -16,6 +22,7 @@ from o2o_smooth.stability.report import (
 from o2o_smooth.stability.statistics import (
     Interval,
     PairedDifference,
+    improvement_interval,
     interval,
     iqm,
     optimality_gap,
@@ -32,8 +39,10 @@ __all__ = [
     "PretrainCurve",
     "StabilityMetrics",
     "arm_table",
+    "improvement_interval",
     "interval",
     "iqm",
+    "null_area_from_std",
     "null_dip",
     "null_dip_from_std",
     "optimality_gap",

@@ -233,7 +233,7 @@ def _bounds(sample: FloatArray, seed: int, method: Method, confidence: float, re
         found = _studentised(sample, seed, confidence, resamples)
         if not (math.isfinite(found.low) and math.isfinite(found.high)):  # so many equal values that resamples are flat
             found = _sign_flip(sample, seed, confidence, resamples)
-    if sample.min() == sample.max():
+    if _equal(sample):
         equal = f"all {len(sample)} values are equal: the interval knows of no spread"
         found = found._replace(warning="; ".join(filter(None, (equal, found.warning))))
     return found
@@ -256,11 +256,12 @@ def _bootstrap(sample: FloatArray, seed: int, confidence: float, resamples: int)
 
 def _studentised(sample: FloatArray, seed: int, confidence: float, resamples: int) -> _Bounds:
     """Bootstrap-t: the sample's mean less the quantiles of the resamples' t, in standard errors."""
-    n, mean = len(sample), float(sample.mean())
-    error = float(sample.std(ddof=1)) / math.sqrt(n)
-    tolerance = _rounding(sample)
-    if error <= tolerance:
+    if _equal(sample):
+        mean = float(sample.mean())
         return _sign_flip(sample, seed, confidence, resamples)._replace(low=mean, high=mean, method="studentised")
+    unit = float(np.abs(sample).max())  # squares of tiny values would be 0
+    n, sample = len(sample), sample / unit
+    mean, error, tolerance = float(sample.mean()), float(sample.std(ddof=1)) / math.sqrt(n), _rounding(sample)
     drawn = _resampled(sample, seed, resamples)
     off = drawn.mean(axis=1) - mean
     errors = drawn.std(axis=1, ddof=1) / math.sqrt(n)
@@ -272,8 +273,8 @@ def _studentised(sample: FloatArray, seed: int, confidence: float, resamples: in
     unbounded = not (math.isfinite(low_t) and math.isfinite(high_t))
     warning = "so many values are equal, or so few there, that resamples have no spread: no bound on a side"
     return _Bounds(
-        mean - high_t * error,
-        mean - low_t * error,
+        (mean - high_t * error) * unit,
+        (mean - low_t * error) * unit,
         p_value,
         "studentised",
         warning if unbounded else None,
@@ -328,6 +329,11 @@ def _drawn_subset_means(sample: FloatArray, seed: int, resamples: int) -> FloatA
 def _two_sided(at_most: int, at_least: int, draws: int) -> float:
     """Twice the smaller tail, the sample itself counted in both."""
     return min(1.0, 2 * (1 + min(at_most, at_least)) / (draws + 1))
+
+
+def _equal(sample: FloatArray) -> bool:
+    """Whether nothing but rounding tells the values apart."""
+    return float(np.ptp(sample)) <= _rounding(sample)
 
 
 def _rounding(sample: FloatArray) -> float:

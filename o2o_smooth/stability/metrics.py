@@ -216,6 +216,42 @@ def null_dip_from_std(
     return std * float(np.maximum(0.0, j0 - lowest).mean())
 
 
+def null_area_from_std(
+    std: float,
+    env_steps: ArrayLike,
+    *,
+    episodes: int,
+    switch_episodes: int | None = None,
+    seed: int = 0,
+    resamples: int = 4000,
+) -> float:
+    """The dip *area* that evaluation noise alone is expected to give a policy that never changes.
+
+    Half of all noisy evaluations lie under a noisy J0, so the area has a bias of its own, smaller than the depth's and
+    not shrinking with more evaluations. Means of episodes are taken as normal, evaluations as independent.
+
+    Args:
+        std: Standard deviation of the per-episode scores at the switch.
+        env_steps: (N,) the schedule: steps of the evaluations, the first 0.
+        episodes: Episodes in each evaluation after the switch.
+        switch_episodes: Episodes behind J0; as many as in the others where None.
+        seed: Of the draws.
+        resamples: How many curves are drawn.
+
+    Raises:
+        ValueError: A negative or NaN spread, steps that are no schedule, or a count under 1.
+    """
+    if not (math.isfinite(std) and std >= 0):
+        raise ValueError(f"std must be finite and not negative, got {std}")
+    at_switch = episodes if switch_episodes is None else switch_episodes
+    _check_counts(episodes=episodes, resamples=resamples, switch_episodes=at_switch)
+    steps, _ = _curve(env_steps, np.zeros(np.shape(env_steps)))
+    noise = np.random.default_rng(seed).standard_normal((resamples, len(steps))) / math.sqrt(episodes)
+    noise[:, 0] *= math.sqrt(episodes / at_switch)
+    below = _positive_areas(steps, noise[:, :1] - noise)
+    return std * float(below.mean()) / float(steps[-1])
+
+
 def _curve(env_steps: ArrayLike, scores: ArrayLike) -> tuple[FloatArray, FloatArray]:
     """The two arrays of a curve, checked."""
     steps = np.asarray(env_steps, dtype=np.float64)
@@ -239,11 +275,17 @@ def _curve(env_steps: ArrayLike, scores: ArrayLike) -> tuple[FloatArray, FloatAr
 
 def _positive_area(steps: FloatArray, values: FloatArray) -> float:
     """The exact integral of max(0, f) for the piecewise linear f through (steps, values)."""
-    left, right = np.maximum(values[:-1], 0.0), np.maximum(values[1:], 0.0)
-    rise = np.abs(np.diff(values))
+    return float(_positive_areas(steps, values))
+
+
+def _positive_areas(steps: FloatArray, values: FloatArray) -> FloatArray:
+    """The same for many f at once: values (..., N) to (...,)."""
+    before, after = values[..., :-1], values[..., 1:]
+    left, right = np.maximum(before, 0.0), np.maximum(after, 0.0)
+    rise = np.abs(after - before)
     # One end under zero: a triangle, whose base is the share of the segment that lies above.
-    share = np.divide(left + right, rise, out=np.ones_like(rise), where=values[:-1] * values[1:] < 0)
-    return float(np.sum(np.diff(steps) * share * (left + right) / 2))
+    share = np.divide(left + right, rise, out=np.ones_like(rise), where=before * after < 0)
+    return np.asarray(np.sum(np.diff(steps) * share * (left + right) / 2, axis=-1))
 
 
 def _recovery(steps: FloatArray, values: FloatArray, lowest: int, level: float, in_a_row: int) -> float | None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import o2o_smooth.stability
-from o2o_smooth.stability.metrics import null_dip, null_dip_from_std, stability_metrics
+from o2o_smooth.stability.metrics import null_area_from_std, null_dip, null_dip_from_std, stability_metrics
 
 
 def test_triangle_dip_has_the_area_of_the_triangle() -> None:
@@ -183,6 +183,26 @@ def test_null_dip_of_normal_episodes_agrees_with_the_order_statistic(evaluations
     pool = stats.norm.ppf((np.arange(2000) + 0.5) / 2000) * 18
     boot = null_dip(pool, evaluations=evaluations, episodes=20, seed=1, resamples=4000, switch_episodes=20_000)
     assert boot == pytest.approx(expected, rel=0.06)
+
+
+def test_null_area_of_one_evaluation_is_exact() -> None:
+    # From J0 down to J in a line: half of max(0, J0 - J), a normal of variance 18^2 (1/20 + 1/80) cut at 0.
+    expected = 0.5 * 18 * math.sqrt(1 / 20 + 1 / 80) / math.sqrt(2 * math.pi)
+    area = null_area_from_std(18, [0, 500], episodes=20, switch_episodes=80, resamples=400_000)
+    assert area == pytest.approx(expected, rel=0.01)
+    other = null_area_from_std(18, [0, 7], episodes=20, switch_episodes=80, resamples=400_000)
+    assert other == pytest.approx(area, rel=1e-12)
+
+
+def test_null_area_is_the_mean_area_of_frozen_policies() -> None:
+    steps, rng = np.array([0, 250, 500, 1000, 2000, 4000.0]), np.random.default_rng(3)
+    frozen = [stability_metrics(steps, rng.normal(50, 18 / math.sqrt(20), 6)).dip_area for _ in range(4000)]
+    assert null_area_from_std(18, steps, episodes=20) == pytest.approx(float(np.mean(frozen)), rel=0.05)
+    assert null_area_from_std(0, steps, episodes=20) == 0
+    with pytest.raises(ValueError, match="must rise"):
+        null_area_from_std(18, [0, 2, 1], episodes=20)
+    with pytest.raises(ValueError, match="std"):
+        null_area_from_std(math.nan, steps, episodes=20)
 
 
 def test_null_dip_grows_with_evaluations_and_shrinks_with_episodes() -> None:
