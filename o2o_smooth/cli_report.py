@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from o2o_smooth.stability.arms import Arm
-    from o2o_smooth.stability.comparison import Comparison
+    from o2o_smooth.stability.compared import Comparison
     from o2o_smooth.stability.signals import SignalLines
 
 USAGE = """\
@@ -101,7 +101,8 @@ def report(arguments: list[str]) -> int:
     _check_rest(rest, values)
     from rich.console import Console
 
-    from o2o_smooth.stability.comparison import Settings, compare
+    from o2o_smooth.stability.compared import Settings
+    from o2o_smooth.stability.comparison import compare
     from o2o_smooth.stability.page import About, sentences
     from o2o_smooth.stability.report_files import check_free, write_report
     from o2o_smooth.stability.statistics import Method
@@ -177,7 +178,7 @@ def effects_table(comparison: Comparison) -> Table:
             cells += [
                 f"{effect.mean:+.1f} ({effect.up if higher else effect.down} of {effect.n})" if effect.n else "-",
                 "-" if effect.aa is None else f"{effect.aa:.1f}",
-                word(effect.kind(higher_is_better=higher), judged=judged),
+                word(effect, higher_is_better=higher, judged=judged),
             ]
         table.add_row(*cells)
     return table

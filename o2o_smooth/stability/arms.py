@@ -21,7 +21,7 @@ CONTROLS: dict[Role, str] = {
     "stay": "stay (the offline objective for ever)",
     "mixed": "jump with a mixed batch",
     "floor": "jump straight to a floor",
-    "twin": "an A/A pair (one arm twice, which shows what chance alone does)",
+    "twin": "an A/A pair (one arm twice, to see what chance does)",
 }
 """The controls that a comparison needs, in words."""
 

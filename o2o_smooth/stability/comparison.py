@@ -2,180 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from o2o_smooth.errors import ConfigError, DataError
 from o2o_smooth.stability.arms import CONTROLS, Arm
-from o2o_smooth.stability.curves import Curve, Unit
+from o2o_smooth.stability.compared import METRICS, Column, Comparison, Metric, Row, Settings
+from o2o_smooth.stability.curves import Curve
+from o2o_smooth.stability.intervals import FEW_SEEDS
 from o2o_smooth.stability.origin import check_comparable
-from o2o_smooth.stability.report import DROP_MARGIN, Measured, measure
-from o2o_smooth.stability.statistics import Interval, Method, PairedDifference, interval, paired_difference
-from o2o_smooth.stability.verdict import Change, Effect, Outcome, Refusal, Unknowns
+from o2o_smooth.stability.report import DROP_MARGIN, measure
+from o2o_smooth.stability.statistics import Interval, PairedDifference, interval, paired_difference
+from o2o_smooth.stability.verdict import Effect, Outcome, Refusal, Unknowns
 
 RAMPS_TO_SEE = 2.0
 """Evaluation must go on for so many ramps: a dip that is only postponed comes at the end of the first."""
 
 FIRST_EVALUATION = 2_000.0
 """A jump falls within a thousand steps; a first evaluation later than this (or a fifth of the budget) misses it."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A column of the report."""
-
-    key: str
-    """Its name in `stability.json`."""
-    label: str
-    """Its name for people."""
-    higher_is_better: bool | None
-    """None: neither is."""
-    steps: bool = False
-    """Whether it counts environment steps; points otherwise."""
-
-
-METRICS = (
-    Metric("j0", "J0", None),
-    Metric("dip_depth", "Dip", higher_is_better=False),
-    Metric("dip_area", "Dip area", higher_is_better=False),
-    Metric("dip_time_steps", "Minimum at", None, steps=True),
-    Metric("late_collapse", "Late collapse", higher_is_better=False),
-    Metric("final", "Final", higher_is_better=True),
-    Metric("auc", "Mean score", higher_is_better=True),
-    Metric("regret", "Regret", higher_is_better=False),
-)
-"""What is aggregated over seeds."""
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One run: one seed of one arm."""
-
-    curve: Curve
-    """Its evaluations."""
-    measured: Measured
-    """What they say."""
-    budget: float
-    """The online budget that counts, in environment steps."""
-    drop_steps: float | None
-    """The first evaluation that lay under J0 by more than noise; None where none did."""
-    relative: bool = True
-    """Whether the random score is known, so that there is a relative depth."""
-
-    def values(self) -> dict[str, Any]:
-        """The row of `stability.json`: scores in the curve's unit, `_steps` in environment steps."""
-        found = dataclasses.asdict(self.measured.metrics)
-        steps, back = found.pop("dip_time"), found.pop("recovery_steps")
-        first = {
-            "run": self.curve.run,
-            "arm": self.curve.arm,
-            "seed": self.curve.seed,
-            "j0": found.pop("j0"),
-            "dip_depth": found.pop("dip_depth"),
-            "dip_area": found.pop("dip_area"),
-            "dip_time": steps / self.budget,
-            "recovery_steps": back,
-            "late_collapse": found.pop("late_collapse"),
-            "final": found.pop("final"),
-            "auc": found.pop("auc"),
-            "regret": None if self.curve.unit == "return" else found["regret"],
-            "null_dip": self.measured.null_dip,
-        }
-        found.pop("regret")
-        if not self.relative:
-            found["dip_depth_relative"] = None
-        return {
-            **first,
-            "dip_time_steps": steps,
-            "recovery_fraction": None if back is None else back / self.budget,
-            "dropped": self.measured.dropped,
-            "drop_steps": self.drop_steps,
-            **found,
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class Column:
-    """One arm of the comparison."""
-
-    arm: Arm
-    """Its curves and its role."""
-    rows: tuple[Row, ...]
-    """One a seed."""
-    means: Mapping[str, Interval | None]
-    """Mean over seeds by metric; None where the unit has no such metric."""
-    differences: Mapping[str, PairedDifference | None]
-    """Its metrics minus the baseline's, over common seeds; None where there are none. Empty for the baseline."""
-    effects: Mapping[str, Effect]
-    """The same for `verdict`, beside the noise."""
-    outcome: Outcome
-    """What happened to it."""
-
-    def change(self) -> Change:
-        """What it changed against the baseline."""
-        e = self.effects
-        return Change(self.outcome, e["dip_depth"], e["dip_area"], e["final"], e["dip_time_steps"], e["drop_steps"])
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """All arms, measured over one budget."""
-
-    columns: tuple[Column, ...]
-    """The baseline first, then the other arms, then the controls."""
-    budget: float
-    """Online steps that count."""
-    window: float | None
-    """How long after the switch a minimum counts as the dip; None: the budget."""
-    unit: Unit
-    """Of all scores."""
-    method: Method
-    """Of the intervals, as asked for."""
-    confidence: float
-    """Of the intervals, as asked for."""
-    aa: Mapping[str, float]
-    """By metric, the absolute mean difference of the A/A pair (the largest of several); empty without one."""
-    unknowns: Unknowns
-    """What the numbers do not say."""
-    notes: tuple[str, ...]
-    """What else has to be said."""
-
-    @property
-    def baseline(self) -> Column:
-        """What everything is compared with."""
-        return self.columns[0]
-
-    @property
-    def changes(self) -> tuple[Change, ...]:
-        """What the arms that are no controls changed."""
-        return tuple(column.change() for column in self.columns[1:] if not column.arm.control)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to compare."""
-
-    baseline: str | None = None
-    """Name of the arm that everything is compared with; the jump where None."""
-    budget: float | None = None
-    """Online steps that count; where None, as far as every curve goes."""
-    window: float | None = None
-    """How long after the switch a minimum counts as the dip; the budget where None."""
-    method: Method = "auto"
-    """Of the intervals."""
-    confidence: float = 0.95
-    """Of the intervals."""
-    random_score: float | None = None
-    """Score of a random policy; 0 of normalised scores and not known of returns where None."""
-    mix_provenance: bool = False
-    """Let scores from data of different provenance share the report."""
-    add_controls: str | None = None
-    """The command that adds missing controls."""
 
 
 def compare(arms: Sequence[Arm], settings: Settings | None = None) -> Comparison:
@@ -342,7 +189,7 @@ def _outcome(
     point = float(np.mean([row.measured.point for row in rows]))
     if random is not None and j0 is not None:
         nothing_to_lose = j0.mean - random <= (null_dip or 0.0) + DROP_MARGIN * point
-        if nothing_to_lose or (j0.n > 1 and j0.low <= random):
+        if nothing_to_lose or (j0.n > 1 and -math.inf < j0.low <= random):
             refusal = "random"
     return Outcome(
         name=arm.name,
@@ -377,7 +224,8 @@ def _unknowns(columns: Sequence[Column], random_unknown: bool, budget: float, ho
         seeds=min(len(column.rows) for column in columns),
         confidence=how.confidence,
         attainable=min(one.confidence for one in pairs or means),
-        bootstrap=any(one.method == "bootstrap" and one.warning is not None for one in [*pairs, *means]),
+        bootstrap=any(one.method == "bootstrap" and one.n <= FEW_SEEDS for one in pairs)
+        or any(one.method == "bootstrap" and one.n <= FEW_SEEDS for one in means),
         null_unknown=names(lambda column: column.outcome.null_dip is None),
         ramp_unknown=names(lambda column: column.arm.ramp_steps is None),
         half_open=tuple(

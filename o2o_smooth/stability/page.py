@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from o2o_smooth.stability.arms import CONTROLS
-from o2o_smooth.stability.comparison import METRICS, Column, Comparison, Metric
+from o2o_smooth.stability.compared import METRICS, Column, Comparison, Metric
 from o2o_smooth.stability.page_style import style
 from o2o_smooth.stability.report import DROP_MARGIN
 from o2o_smooth.stability.sheet import COLOURS
@@ -112,9 +112,16 @@ def _sentences(comparison: Comparison) -> str:
     heads = ("What happened", "What smoothing changed", "What is not known")
     items = [
         f'<li class="sentence{mark}"><b>{head}</b> {escape(text)}</li>'
-        for head, text, mark in zip(heads, sentences(comparison), ("", "", " open"), strict=True)
+        for head, text, mark in zip(heads, _unprefixed(comparison), ("", "", " open"), strict=True)
     ]
     return f'<ol class="sentences">{"".join(items)}</ol>'
+
+
+def _unprefixed(comparison: Comparison) -> list[str]:
+    """The sentences as they stand under their headings."""
+    first, second, third = sentences(comparison)
+    third = third.removeprefix("Not known: ")
+    return [first, second, third[0].upper() + third[1:]]
 
 
 def _notes(comparison: Comparison, about: About) -> list[str]:
@@ -139,12 +146,8 @@ def _arms_table(comparison: Comparison) -> str:
             f"{outcome.recovered} of {outcome.dropped}" if outcome.dropped else "-",
         ]
         rows.append(_row([_arm_cell(column, i, comparison), *cells]))
-    percent = f"{100 * comparison.confidence:.4g} %"
-    return _table(
-        header,
-        rows,
-        f"Means over seeds, with {percent} intervals under them ({_method(comparison)}); scores in points.",
-    )
+    caption = f"Means over seeds, with their intervals under them ({interval_words(comparison)})."
+    return _table(header, rows, caption)
 
 
 def _effects_table(comparison: Comparison) -> str:
@@ -154,14 +157,11 @@ def _effects_table(comparison: Comparison) -> str:
     for i, column in enumerate(comparison.columns[1:], start=1):
         for k, metric in enumerate(m for m in _COMPARED if column.effects[m.key].n or m is _COMPARED[0]):
             effect, difference = column.effects[metric.key], column.differences[metric.key]
-            kind = effect.kind(higher_is_better=metric.higher_is_better is not False)
-            dip = metric.key in _DIPS
-            judged = not (dip and (base.refusal or column.outcome.refusal))
-            says = word(kind, judged=judged)
-            if metric.higher_is_better is None and says in ("better", "worse"):
-                says = "later" if effect.mean > 0 else "earlier"
-            up = effect.up if (effect.mean > 0) else effect.down
-            null = column.outcome.null_dip if metric.key == "dip_depth" else None
+            judged = metric.key not in _DIPS or not (base.refusal or column.outcome.refusal)
+            says = word(effect, higher_is_better=metric.higher_is_better, judged=judged)
+            up = effect.up if effect.mean > 0 else effect.down
+            null = _null(column, metric)
+            look = "sure" if effect.significant and judged else says.split()[0]
             cells = [
                 _label(metric),
                 f"{effect.mean:+,.{0 if metric.steps else 1}f}" if effect.n else "-",
@@ -170,14 +170,16 @@ def _effects_table(comparison: Comparison) -> str:
                 "-" if effect.aa is None else _number(effect.aa, steps=metric.steps),
                 "-" if null is None else _number(null),
                 "-" if difference is None else f"{difference.p_value:.3f}",
-                f'<span class="{says.split()[0]}">{escape(says)}</span>',
+                f'<span class="{look}">{escape(says)}</span>',
             ]
             name = _arm_cell(column, i, comparison) if k == 0 else ""
             rows.append(_row([name, *cells], first=k == 0))
-    header = ["Arm", "", "Difference", "Interval", "Same sign", "A/A", "Null dip", "p", "Says"]
+    header = ["Arm", "", "Difference", "Interval", "Same sign", "A/A", "Null", "p", "Says"]
     caption = (
         f"Arm minus {base.name}, paired by seed. A/A: how much two runs of the same settings differ here; a difference "
-        f"no larger is noise ({DROP_MARGIN:g} points stand in for dip and final where there is no pair). Not decided: larger, but neither a test nor all seeds (three at least) agree."
+        f"no larger is noise ({DROP_MARGIN:g} points stand in for dip and final where there is no pair). Null: what "
+        "evaluation noise alone would show. Not decided: larger, but neither a test nor all seeds (three at least) "
+        "agree."
     )
     return _table(header, rows, caption)
 
@@ -256,9 +258,22 @@ def _arm_cell(column: Column, index: int, comparison: Comparison) -> str:
     return f"{swatch}{escape(column.arm.name)}{mark}"
 
 
-def _method(comparison: Comparison) -> str:
-    used = sorted({m.method for column in comparison.columns for m in column.means.values() if m is not None})
-    return ", ".join(one.replace("_", " ") for one in used)
+def interval_words(comparison: Comparison) -> str:
+    """What the intervals hold and how they were made."""
+    found = [m for column in comparison.columns for m in column.means.values() if m is not None]
+    used = " and ".join(sorted({one.method.replace("_", " ") for one in found}))
+    holds = min(one.confidence for one in found)
+    asked = f"{100 * comparison.confidence:.4g} %"
+    few = "" if holds >= comparison.confidence else f", but few seeds allow only {100 * holds:.4g} %"
+    return f"{asked}{few}; {used}"
+
+
+def _null(column: Column, metric: Metric) -> float | None:
+    """What evaluation noise alone would show of a metric."""
+    if metric.key == "dip_depth":
+        return column.outcome.null_dip
+    areas = [row.measured.null_area for row in column.rows if row.measured.null_area is not None]
+    return sum(areas) / len(areas) if metric.key == "dip_area" and len(areas) == len(column.rows) else None
 
 
 def _label(metric: Metric) -> str:
@@ -298,6 +313,6 @@ def _row(cells: Iterable[str], *, first: bool = False) -> str:
 def _table(header: Sequence[str], rows: Sequence[str], caption: str) -> str:
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     return (
-        f'<div class="panel"><div class="scroll"><table><caption>{escape(caption)}</caption>'
+        f'<div class="panel"><p class="note">{escape(caption)}</p><div class="scroll"><table>'
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></div>"
     )

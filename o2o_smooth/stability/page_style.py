@@ -23,7 +23,7 @@ h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .25rem; overflow-wrap: any
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 p { margin: .5rem 0; }
 a { color: var(--accent); }
-.meta, figcaption, .note, caption { color: var(--grey); font-size: .88rem; }
+.meta, figcaption, .note { color: var(--grey); font-size: .88rem; }
 .meta, li, .sentence { overflow-wrap: anywhere; }
 .sentences { list-style: none; margin: 1.2rem 0; padding: 0; display: grid; gap: .7rem; }
 .sentence { background: var(--paper); border-left: 4px solid var(--accent); border-radius: 6px; padding: .7rem 1rem;
@@ -37,7 +37,7 @@ figure { margin: 1rem 0; background: var(--paper); border-radius: 8px; padding: 
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; background: var(--paper);
   font-size: .92rem; }
 .panel { background: var(--paper); border-radius: 8px; padding: .3rem .6rem .6rem; }
-caption { text-align: left; padding: .4rem .5rem; }
+.panel .note { padding: .2rem .5rem; margin: 0; }
 th, td { padding: .35rem .55rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--faint); }
 thead th { border-top: 0; border-bottom: 1px solid var(--axis); vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
@@ -45,7 +45,7 @@ td.text { text-align: left; }
 td small { color: var(--grey); }
 tr.first > * { border-top: 1px solid var(--axis); }
 .noise { color: var(--grey); }
-.better, .worse { font-weight: 600; }
+.sure { font-weight: 600; }
 .swatch { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .45em; }
 code { background: var(--soft); border-radius: 4px; padding: .1em .3em; font-size: .88em; overflow-wrap: anywhere; }
 details { margin: .8rem 0; }

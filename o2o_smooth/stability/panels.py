@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from o2o_smooth.stability.comparison import Column, Comparison
+from o2o_smooth.stability.compared import Column, Comparison
 from o2o_smooth.stability.lettering import GREY, INK, LABEL_SIZE, headings
 from o2o_smooth.stability.plots import Bands, FloatArray
 from o2o_smooth.stability.sheet import FAINT, PAPER, arm_colours, dress, log_time, new_figure
@@ -184,5 +185,5 @@ def _draw_signal(
     axes.set_title(name, **_title())
 
 
-def _title() -> dict[str, object]:
+def _title() -> dict[str, Any]:
     return {"fontsize": LABEL_SIZE, "color": INK, "loc": "left", "pad": 3.0}

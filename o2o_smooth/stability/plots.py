@@ -12,11 +12,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike, NDArray
 
+from o2o_smooth.stability import sheet
 from o2o_smooth.stability.curves import Curve, PretrainCurve, Unit
 from o2o_smooth.stability.lettering import GREY, INK, LABEL_SIZE, Label, amount, count, headings, label_right
 from o2o_smooth.stability.origin import Origin, check_comparable, offline_data, provenances
 from o2o_smooth.stability.sheet import arm_colours, dress, log_time, new_figure
-from o2o_smooth.stability.sheet import save as _save
 
 FloatArray = NDArray[np.float64]
 Weights = Mapping[str, tuple[ArrayLike, ArrayLike]]
@@ -342,6 +342,11 @@ def _mean(lines: Sequence[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, F
     steps = np.unique(np.concatenate([x for x, _ in lines]))
     steps = steps[(steps >= first) & (steps <= last)]
     return steps, np.mean([np.interp(steps, x, y) for x, y in lines], axis=0)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    """Write the picture."""
+    return sheet.save(figure, path)
 
 
 def _check(arms: Mapping[str, Sequence[Curve]]) -> None:

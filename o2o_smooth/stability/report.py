@@ -7,10 +7,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from o2o_smooth.errors import DataError
 from o2o_smooth.stability.curves import Curve, PretrainCurve, Unit, read_curves, read_pretraining
-from o2o_smooth.stability.metrics import RECOVERY_MARGIN, StabilityMetrics, null_dip_from_std, stability_metrics
+from o2o_smooth.stability.metrics import (
+    RECOVERY_MARGIN,
+    StabilityMetrics,
+    null_area_from_std,
+    null_dip_from_std,
+    stability_metrics,
+)
 from o2o_smooth.stability.origin import AND, Origin, check_comparable, offline_data
 
 if TYPE_CHECKING:
@@ -45,6 +52,8 @@ class Measured:
     """What the curve says of the switch."""
     null_dip: float | None
     """What evaluation noise alone would show; None where the spread of the episodes is not known."""
+    null_area: float | None
+    """The dip area that noise alone would show; None where the null dip is, or was given."""
     dropped: bool
     """Whether the dip exceeds the null dip (0 where not known) by more than `DROP_MARGIN`."""
     recovered: bool
@@ -87,7 +96,8 @@ def measure(
         raise DataError(f"arm {curve.arm!r}, seed {curve.seed}: {error}") from error
     noise = null_dip if null_dip is not None else _estimated_null_dip(curve, window or budget)
     dropped = metrics.dip_depth > (noise or 0.0) + DROP_MARGIN * point
-    return Measured(metrics, noise, dropped, dropped and metrics.recovery_steps is not None, point)
+    area = None if null_dip is not None else _estimated_null_area(curve, budget)
+    return Measured(metrics, noise, area, dropped, dropped and metrics.recovery_steps is not None, point)
 
 
 def arm_table(
@@ -285,14 +295,30 @@ def _arm_row(
 
 def _estimated_null_dip(curve: Curve, budget: float | None) -> float | None:
     """The null dip of a curve from the spread of its episodes at the switch."""
+    noise = _noise(curve, budget)
+    if noise is None:
+        return None
+    std, after, switch_episodes, episodes = noise
+    return null_dip_from_std(std, evaluations=int(after.sum()), episodes=episodes, switch_episodes=switch_episodes)
+
+
+def _estimated_null_area(curve: Curve, budget: float | None) -> float | None:
+    """The null area of a curve, likewise."""
+    noise = _noise(curve, budget)
+    if noise is None:
+        return None
+    std, after, switch_episodes, episodes = noise
+    steps = np.append(0.0, curve.env_steps[after])
+    return null_area_from_std(std, steps, episodes=episodes, switch_episodes=switch_episodes)
+
+
+def _noise(curve: Curve, budget: float | None) -> tuple[float, NDArray[np.bool_], int, int] | None:
+    """Spread at the switch, which evaluations count, and the episodes behind J0 and behind one of those."""
     if curve.spread is None or curve.episodes is None or curve.episodes[0] < 2:
         return None  # one episode has no spread, which is not the same as no noise
     after = curve.env_steps > 0
     if budget is not None:
         after &= curve.env_steps <= budget
-    return null_dip_from_std(
-        float(curve.spread[0]),
-        evaluations=int(after.sum()),
-        episodes=int(np.median(curve.episodes[after])),
-        switch_episodes=int(curve.episodes[0]),
-    )
+    if not after.any():
+        return None
+    return float(curve.spread[0]), after, int(curve.episodes[0]), int(np.median(curve.episodes[after]))

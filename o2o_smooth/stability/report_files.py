@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from o2o_smooth.errors import O2OError
 from o2o_smooth.files import written_whole
-from o2o_smooth.stability.comparison import Comparison
+from o2o_smooth.stability.compared import Comparison
 from o2o_smooth.stability.origin import offline_data
-from o2o_smooth.stability.page import About, arm_sentences, render_page, sentences
+from o2o_smooth.stability.page import About, arm_sentences, interval_words, render_page, sentences
 from o2o_smooth.stability.panels import bands, signals_figure, spread_figure
 from o2o_smooth.stability.plots import switch_figure
 from o2o_smooth.stability.sheet import save
@@ -28,7 +28,7 @@ PICTURES = ("curves.png", "dips.png", "signals.png")
 
 UNITS = {
     "j0, dip_depth, late_collapse, final, auc, null_dip": "score (auc: mean over the budget)",
-    "dip_area": "score; mean over the budget of max(0, J0 - J)",
+    "dip_area, null_area": "score; mean over the budget of max(0, J0 - J)",
     "dip_time": "fraction of the online budget; dip_time_steps: environment steps",
     "recovery_steps": "environment steps; null where censored (never within the budget), 0 where nothing was lost; "
     "recovery_fraction: of the budget",
@@ -91,10 +91,10 @@ def make_figures(
     """The pictures by file name, each with its caption."""
     arms = {column.arm.name: column.arm.curves for column in comparison.columns}
     ends = {column.arm.ramp_steps for column in comparison.columns if column.arm.ramp_steps}
-    percent = f"{100 * comparison.confidence:.4g} %"
     figures = {
         "curves.png": (
-            f"Curves from the switch on, with logarithmic time: means over seeds with {percent} intervals.",
+            f"Curves from the switch on, with logarithmic time: means over seeds with intervals ("
+            f"{interval_words(comparison)}).",
             switch_figure(
                 arms,
                 title=about.title,

@@ -248,8 +248,8 @@ def what_is_not_known(unknowns: Unknowns) -> str:
     """What a reader must not take from the numbers, in one sentence."""
     found = []
     if unknowns.missing_controls:
-        command = f" (add them: {unknowns.add_controls})" if unknowns.add_controls else ""
-        found.append(f"what these missing controls would show: {_listed(unknowns.missing_controls)}{command}")
+        command = f"; {unknowns.add_controls} adds them" if unknowns.add_controls else ""
+        found.append(f"what the missing controls would show: {_listed(unknowns.missing_controls)}{command}")
     if unknowns.seeds == 1:
         found.append("how other seeds would do: there is one")
     elif unknowns.attainable < unknowns.confidence:
@@ -288,11 +288,23 @@ def what_is_not_known(unknowns: Unknowns) -> str:
     return f"Not known: {'; '.join(found)}."
 
 
-def word(kind: Kind, *, judged: bool = True) -> str:
-    """What a table says of an effect; `judged` is False where a verdict is refused."""
+def word(effect: Effect, *, higher_is_better: bool | None, judged: bool = True) -> str:
+    """What a table says of an effect.
+
+    Args:
+        effect: The effect.
+        higher_is_better: None where neither is, as of times.
+        judged: False where a verdict is refused.
+    """
+    kind = effect.kind(higher_is_better=higher_is_better is not False)
     if kind == "unpaired":
         return "no common seeds"
-    return {"noise": "noise", "undecided": "not decided"}.get(kind, kind) if judged else "no verdict"
+    if not judged:
+        return "no verdict"
+    if kind in ("noise", "undecided"):
+        return {"noise": "noise", "undecided": "not decided"}[kind]
+    side = kind if higher_is_better is not None else "later" if effect.mean > 0 else "earlier"
+    return side if effect.significant else f"{side} on all {effect.n}"
 
 
 def _depth_words(change: Change, baseline: Outcome, unit: str) -> str:

@@ -74,7 +74,8 @@ def read_runs(folders: Sequence[tuple[str | None, Path]]) -> Runs:
         curves += found
         manifests.setdefault(found[0].arm, []).append((folder, manifest))
     _check_tasks(manifests)
-    arms, signals = [], {}
+    arms: list[Arm] = []
+    signals: dict[str, dict[str, SignalLines]] = {}
     for name, mine in group_curves(curves).items():
         arms.append(_arm(name, mine, manifests[name]))
         for folder, _ in manifests[name]:
