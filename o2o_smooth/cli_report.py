@@ -178,7 +178,7 @@ def effects_table(comparison: Comparison) -> Table:
             cells += [
                 f"{effect.mean:+.1f} ({effect.up if higher else effect.down} of {effect.n})" if effect.n else "-",
                 "-" if effect.aa is None else f"{effect.aa:.1f}",
-                word(effect, higher_is_better=higher, judged=judged),
+                word(effect, higher_is_better=higher, judged=judged, brief=True),
             ]
         table.add_row(*cells)
     return table

@@ -277,7 +277,7 @@ def _null(column: Column, metric: Metric) -> float | None:
 
 
 def _label(metric: Metric) -> str:
-    return f"{metric.label}, steps" if metric.steps else metric.label
+    return f"{metric.label} (steps)" if metric.steps else metric.label
 
 
 def _interval(found: Interval | None, metric: Metric) -> str:

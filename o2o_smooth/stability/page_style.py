@@ -18,7 +18,7 @@ _SHEET = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
+main { max-width: 68rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .25rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 p { margin: .5rem 0; }
@@ -35,10 +35,10 @@ figure { margin: 1rem 0; background: var(--paper); border-radius: 8px; padding: 
 .scroll { overflow-x: auto; }
 .picture { display: block; width: 100%; min-width: 34rem; height: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; background: var(--paper);
-  font-size: .92rem; }
+  font-size: .88rem; }
 .panel { background: var(--paper); border-radius: 8px; padding: .3rem .6rem .6rem; }
 .panel .note { padding: .2rem .5rem; margin: 0; }
-th, td { padding: .35rem .55rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--faint); }
+th, td { padding: .32rem .45rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--faint); }
 thead th { border-top: 0; border-bottom: 1px solid var(--axis); vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
 td.text { text-align: left; }

@@ -186,10 +186,8 @@ def what_happened(outcome: Outcome, budget: float, unit: str = "score") -> str:
     """Did it drop, how far, did it come back."""
     if outcome.refusal:
         return refused(outcome, budget, unit)
-    known = outcome.null_dip is not None
-    noise = (
-        f"a policy that never changed would show {_amount(outcome.null_dip or 0.0)}" if known else "null dip unknown"
-    )
+    null = outcome.null_dip
+    noise = "null dip not known" if null is None else f"a policy that never changed would show {_amount(null)}"
     start = f"its {unit} at the switch, {_amount(outcome.j0)}"
     if outcome.dropped == 0:
         return (
@@ -263,9 +261,8 @@ def what_is_not_known(unknowns: Unknowns) -> str:
             "(--interval studentised or sign_flip holds)"
         )
     if unknowns.null_unknown:
-        found.append(
-            f"how much of a dip is evaluation noise for {_listed(unknowns.null_unknown)} (no spread, episodes)"
-        )
+        names = _listed(unknowns.null_unknown)
+        found.append(f"how much of the dip of {names} is evaluation noise (their spread and episodes are not there)")
     if unknowns.ramp_unknown:
         found.append(
             f"whether evaluation went on to twice the ramp of {_listed(unknowns.ramp_unknown)} (--ramp ARM=STEPS says)"
@@ -288,13 +285,14 @@ def what_is_not_known(unknowns: Unknowns) -> str:
     return f"Not known: {'; '.join(found)}."
 
 
-def word(effect: Effect, *, higher_is_better: bool | None, judged: bool = True) -> str:
+def word(effect: Effect, *, higher_is_better: bool | None, judged: bool = True, brief: bool = False) -> str:
     """What a table says of an effect.
 
     Args:
         effect: The effect.
         higher_is_better: None where neither is, as of times.
         judged: False where a verdict is refused.
+        brief: Leave out that all seeds agree where the test says nothing; the number of seeds stands beside it.
     """
     kind = effect.kind(higher_is_better=higher_is_better is not False)
     if kind == "unpaired":
@@ -304,7 +302,7 @@ def word(effect: Effect, *, higher_is_better: bool | None, judged: bool = True) 
     if kind in ("noise", "undecided"):
         return {"noise": "noise", "undecided": "not decided"}[kind]
     side = kind if higher_is_better is not None else "later" if effect.mean > 0 else "earlier"
-    return side if effect.significant else f"{side} on all {effect.n}"
+    return side if effect.significant or brief else f"{side} on all {effect.n}"
 
 
 def _depth_words(change: Change, baseline: Outcome, unit: str) -> str:
@@ -315,13 +313,11 @@ def _depth_words(change: Change, baseline: Outcome, unit: str) -> str:
             return f"did not drop either ({_beside(depth, unit)})"
         return f"left the dip as it was ({_beside(depth, unit)}: noise)"
     seeds = f"on {depth.up if depth.mean > 0 else depth.down} of {_seeds(depth.n)}"
+    side = "deeper" if depth.mean > 0 else "smaller"
     if kind == "undecided":
-        side = "deeper" if depth.mean > 0 else "smaller"
         return f"may have changed the dip ({_beside(depth, unit)}; {side} {seeds}), which these seeds do not decide"
-    word = "smaller" if kind == "better" else "deeper"
-    share = f" ({100 * abs(depth.mean) / baseline.depth:.0f} % of it)" if baseline.depth > 0 else ""
-    aa = f"; {_aa(depth)}"
-    return f"made the dip {_points(abs(depth.mean), unit)} {word}{share} {seeds}{aa}"
+    share = f"{100 * abs(depth.mean) / baseline.depth:.0f} % of it; " if baseline.depth > 0 else ""
+    return f"made the dip {_points(abs(depth.mean), unit)} {side} ({share}{_aa(depth)}) {seeds}"
 
 
 def _final_words(change: Change, unit: str) -> str:
