@@ -11,9 +11,10 @@ def style() -> str:
 
 
 _SHEET = """
-:root { color-scheme: light dark; LIGHT --page: #F6F7F8; --accent: #0072B2; --warn: #8A4B00; --soft: #EEF1F4; }
+:root { color-scheme: light dark; LIGHT --page: #F6F7F8; --accent: #0072B2; --warn: #8A4B00;
+  --soft: #EEF1F4; --dim: #5A616B; }
 @media (prefers-color-scheme: dark) {
-  :root { DARK --page: #0F1114; --accent: #56A8E8; --warn: #F2B83A; --soft: #20252B; }
+  :root { DARK --page: #0F1114; --accent: #56A8E8; --warn: #F2B83A; --soft: #20252B; --dim: #A9AFB8; }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
@@ -23,12 +24,12 @@ h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .25rem; overflow-wrap: any
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 p { margin: .5rem 0; }
 a { color: var(--accent); }
-.meta, figcaption, .note { color: var(--grey); font-size: .88rem; }
+.meta, figcaption, .note { color: var(--dim); font-size: .88rem; }
 .meta, li, .sentence { overflow-wrap: anywhere; }
 .sentences { list-style: none; margin: 1.2rem 0; padding: 0; display: grid; gap: .7rem; }
 .sentence { background: var(--paper); border-left: 4px solid var(--accent); border-radius: 6px; padding: .7rem 1rem;
   font-size: 1.05rem; }
-.sentence b { display: block; font-size: .78rem; letter-spacing: .03em; text-transform: uppercase; color: var(--grey); }
+.sentence b { display: block; font-size: .78rem; letter-spacing: .03em; text-transform: uppercase; color: var(--dim); }
 .sentence.open { border-left-color: var(--warn); }
 .warning { color: var(--warn); font-weight: 600; }
 figure { margin: 1rem 0; background: var(--paper); border-radius: 8px; padding: .6rem; }
@@ -39,12 +40,12 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 .panel { background: var(--paper); border-radius: 8px; padding: .3rem .6rem .6rem; }
 .panel .note { padding: .2rem .5rem; margin: 0; }
 th, td { padding: .32rem .45rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--faint); }
-thead th { border-top: 0; border-bottom: 1px solid var(--axis); vertical-align: bottom; }
+thead th { border-top: 0; border-bottom: 1px solid var(--axis); vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
 td.text { text-align: left; }
-td small { color: var(--grey); }
+td small { color: var(--dim); font-size: .92em; }
 tr.first > * { border-top: 1px solid var(--axis); }
-.noise { color: var(--grey); }
+.noise { color: var(--dim); }
 .sure { font-weight: 600; }
 .swatch { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .45em; }
 code { background: var(--soft); border-radius: 4px; padding: .1em .3em; font-size: .88em; overflow-wrap: anywhere; }
