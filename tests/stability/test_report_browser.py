@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -187,13 +188,13 @@ def test_a_phone_scrolls_tables_and_pictures_but_not_the_page(tmp_path: Path, wr
 
 
 def asked(tmp_path: Path, page: str) -> set[str]:
-    """The addresses that the browser asked for while it showed a page."""
+    """The machines that the browser asked while it showed a page."""
     log = tmp_path / "net.json"
     run_browser(tmp_path, f"--log-net-log={log}", "--dump-dom", page)
     text = log.read_text(encoding="utf-8")
     events = json.loads(text if text.rstrip().endswith("}") else text.rstrip().rstrip(",") + "]}")["events"]
     urls = {str(url) for event in events if (url := event.get("params", {}).get("url")) is not None}
-    return {url.partition("?")[0] for url in urls if not url.startswith(("data:", "file:"))}
+    return {str(urlsplit(url).hostname) for url in urls if url.startswith(("http", "ws"))}
 
 
 def test_no_request_leaves_the_page(tmp_path: Path, written: Path) -> None:
@@ -204,7 +205,7 @@ def test_no_request_leaves_the_page(tmp_path: Path, written: Path) -> None:
 def test_a_request_would_have_been_seen(tmp_path: Path) -> None:
     page = tmp_path / "leaky.html"
     page.write_text('<img src="http://leak.example/x.png">', encoding="utf-8")
-    assert "http://leak.example/x.png" in asked(tmp_path, page.as_uri())
+    assert "leak.example" in asked(tmp_path, page.as_uri())
 
 
 @pytest.mark.parametrize("dark", [False, True])

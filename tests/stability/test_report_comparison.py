@@ -206,7 +206,7 @@ def test_arms_without_common_seeds_have_no_difference() -> None:
 
 def test_returns_have_no_regret_and_no_random_score() -> None:
     curves = [
-        curve(arm, s, np.array(shape) * 40.0, unit="return", spread=None, episodes=None)
+        curve(arm, s, [40.0 * v for v in shape], unit="return", spread=None, episodes=None)
         for arm, shape in (("jump", JUMP), ("linear", SMOOTH))
         for s in range(3)
     ]

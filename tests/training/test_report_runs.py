@@ -13,9 +13,16 @@ from o2o_smooth.training.report_runs import ramp_length, read_runs
 from tests.training.test_pictures import fake_run
 
 
-def made(folder: Path, seeds: int = 2, arm: str | None = None, task: str = "maze", **config: Any) -> Path:
+def made(
+    folder: Path,
+    seeds: int = 2,
+    arm: str | None = None,
+    task: str = "maze",
+    provenance: str = "generated",
+    **config: Any,
+) -> Path:
     """A run folder whose settings are changed; names of smoothing settings go where they belong."""
-    fake_run(folder, "generated", seeds=seeds)
+    fake_run(folder, provenance, seeds=seeds)
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, value in config.items():
         place = manifest["config"]["smoothing"] if name in SMOOTHING else manifest["config"]
