@@ -134,18 +134,22 @@ def _figure(caption: str, svg: str) -> str:
 
 def _arms_table(comparison: Comparison) -> str:
     metrics = [m for m in METRICS if comparison.baseline.means[m.key] is not None]
-    header = ["Arm", "Seeds", *(_label(m) for m in metrics), "Null dip", "Dropped", "Came back"]
+    noise = ["Null dip", "Dropped", "Came back"]  # beside the dip, which means nothing without them
+    header = ["Arm", "Seeds"]
+    for metric in metrics:
+        header += [_label(metric), *(noise if metric.key == "dip_depth" else [])]
     rows = []
     for i, column in enumerate(comparison.columns):
         null, outcome = column.outcome.null_dip, column.outcome
-        cells = [
-            str(outcome.n),
-            *(_interval(column.means[m.key], m) for m in metrics),
+        beside = [
             "-" if null is None else _number(null),
             f"{outcome.dropped} of {outcome.n}",
             f"{outcome.recovered} of {outcome.dropped}" if outcome.dropped else "-",
         ]
-        rows.append(_row([_arm_cell(column, i, comparison), *cells]))
+        cells = [_arm_cell(column, i, comparison), str(outcome.n)]
+        for metric in metrics:
+            cells += [_interval(column.means[metric.key], metric), *(beside if metric.key == "dip_depth" else [])]
+        rows.append(_row(cells))
     caption = f"Means over seeds, with their intervals under them ({interval_words(comparison)})."
     return _table(header, rows, caption)
 

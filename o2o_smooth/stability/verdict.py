@@ -227,7 +227,7 @@ def change_clause(change: Change, baseline: Outcome, budget: float, unit: str = 
         size = f"{_amount(change.arm.depth)} instead of {_amount(baseline.depth)} {_word(unit)}"
         return (
             f"{name} only postponed the dip: it was not smaller ({size}; {_aa(depth)}), but its {how} "
-            f"{_steps(later.mean)} steps later, on {later.up} of {_seeds(later.n)}"
+            f"{_steps(later.mean)} steps later, on {later.up} of {_seeds(later.n)}{_area_words(change.area)}"
         )
     return f"{name} {_depth_words(change, baseline, unit)}, and {_final_words(change, unit)}"
 
@@ -318,6 +318,13 @@ def _depth_words(change: Change, baseline: Outcome, unit: str) -> str:
         return f"may have changed the dip ({_beside(depth, unit)}; {side} {seeds}), which these seeds do not decide"
     share = f"{100 * abs(depth.mean) / baseline.depth:.0f} % of it; " if baseline.depth > 0 else ""
     return f"made the dip {_points(abs(depth.mean), unit)} {side} ({share}{_aa(depth)}) {seeds}"
+
+
+def _area_words(area: Effect) -> str:
+    """What a delay earned all the same."""
+    if area.kind(higher_is_better=False) != "better":
+        return ""
+    return f", so that {_amount(abs(area.mean))} less was lost a step on average ({_aa(area)})"
 
 
 def _final_words(change: Change, unit: str) -> str:
