@@ -18,6 +18,7 @@ from o2o_smooth.stability.sheet import FAINT, PAPER, arm_colours, dress, log_tim
 from o2o_smooth.stability.signals import SignalLines, mean_line
 from o2o_smooth.stability.statistics import interval
 
+_FEW_ARMS = 3
 _WIDE = 100.0
 """A positive signal whose values span more than this factor gets a logarithmic axis."""
 
@@ -167,12 +168,13 @@ def _draw_means(axes: Axes, columns: Sequence[Column], colours: Mapping[str, tup
 def _draw_signal(
     axes: Axes, name: str, arms: Mapping[str, SignalLines], colours: Mapping[str, tuple[str, str]]
 ) -> None:
-    """One signal: thin lines for seeds, a thick one for their mean."""
+    """One signal: a thick line an arm for the mean; thin ones for seeds where there are few arms."""
     values: list[FloatArray] = []
     for arm, lines in arms.items():
         colour, style = colours[arm]
         for steps, seen in lines.values():
-            axes.plot(steps, seen, color=colour, ls=style, lw=0.5, alpha=0.3, zorder=2)
+            if len(arms) <= _FEW_ARMS:
+                axes.plot(steps, seen, color=colour, ls=style, lw=0.5, alpha=0.3, zorder=2)
             values.append(seen)
         steps, mean = mean_line(lines)
         axes.plot(steps, mean, color=colour, ls=style, lw=1.6, zorder=3)
