@@ -54,6 +54,7 @@ PACKAGES: tuple[tuple[str, str, str, str | None], ...] = (
     ("huggingface_hub", "huggingface_hub", "downloads of Minari's sets", "pip install 'o2o_smooth[download]'"),
     ("d4rl", "d4rl", "downloads of D4RL's files; its files are read without it", "pip install 'o2o_smooth[d4rl]'"),
     ("wandb", "wandb", "--wandb", "pip install 'o2o_smooth[wandb]'"),
+    ("wandb_workspaces", "wandb-workspaces", "o2o-smooth dashboard", "pip install 'o2o_smooth[wandb]'"),
     ("tensorboard", "tensorboard", "--tensorboard", "pip install 'o2o_smooth[tensorboard]'"),
     ("envpool", "envpool", "--vectorizer envpool", "pip install 'o2o_smooth[envpool]'"),
 )
@@ -74,6 +75,7 @@ VARIABLES: dict[str, str] = {
     "HF_TOKEN": "key for downloads",
     "WANDB_MODE": "offline keeps W&B's files here",
     "WANDB_API_KEY": "key for W&B",
+    "WANDB_ENTITY": "W&B user or team of o2o-smooth dashboard",
     "XDG_CACHE_HOME": "the user's cache",
     "TMPDIR": "the temporary folder",
     "CC": "the C compiler",

@@ -1,4 +1,4 @@
-"""The command `o2o-smooth`: run, demo, compare, report, data, tasks, speed, doctor."""
+"""The command `o2o-smooth`: run, demo, compare, report, dashboard, data, tasks, speed, doctor."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ commands:
   report   what happened at the switch: a page, pictures and numbers, also of any other library's curves
   data     datasets: list, info, check, download, convert, make
   tasks    list the tasks that --task knows; tasks NAME shows one
+  dashboard  the stability panels as a W&B workspace or report (extra: wandb)
   speed    how fast the learner is on this machine, beside the machine's limit and other libraries
   doctor   is this machine ready; with the options of run: how much memory will that run take
 
@@ -82,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "demo": _demo,
         "compare": _compare,
         "report": _report,
+        "dashboard": _dashboard,
         "data": _data,
         "tasks": _tasks,
         "speed": _speed,
@@ -149,8 +151,10 @@ def parse_run(arguments: Sequence[str]) -> Any:
 
 def _from_checkpoint(path: str) -> Any:
     """Defaults of a fork: what the checkpoint was made with."""
+    from o2o_smooth.envs import find_task
     from o2o_smooth.training.checkpoint import find_checkpoint, load_checkpoint
     from o2o_smooth.training.config import RunConfig, apply_values
+    from o2o_smooth.training.run_presets import run_preset
 
     agent, record = load_checkpoint(find_checkpoint(Path(path)))
     config = RunConfig(
@@ -166,7 +170,8 @@ def _from_checkpoint(path: str) -> Any:
         reward_scale=record.reward_scale,
         reward_shift=record.reward_shift,
     )
-    values = {name: value for name, value in record.settings.items() if value is not None}
+    values = run_preset(agent.name, find_task(record.task).domain) | {"offline_updates": record.offline_updates}
+    values |= {name: value for name, value in record.settings.items() if value is not None}
     return apply_values(config, values, f"{path}: run.json")
 
 
@@ -258,6 +263,12 @@ def _data(arguments: list[str]) -> int:
     return data(arguments)
 
 
+def _dashboard(arguments: list[str]) -> int:
+    from o2o_smooth.cli_dashboard import dashboard
+
+    return dashboard(arguments)
+
+
 def _speed(arguments: list[str]) -> int:
     from o2o_smooth.cli_speed import speed
 
@@ -314,6 +325,7 @@ def _show_task(task: Any) -> int:
     from o2o_smooth.agents.config import published
     from o2o_smooth.data.hdf5 import published_name
     from o2o_smooth.data.installed import is_installed
+    from o2o_smooth.training.run_presets import run_preset
 
     compat = {None: "none", "adroit": "D4RL's reward sign and end of the pen's episode", "kitchen": "D4RL's flat 60"}
     wrapper = compat[task.compat] if task.action_scale == 1 else f"actions x {task.action_scale:g}, for D4RL's gear"
@@ -336,7 +348,7 @@ def _show_task(task: Any) -> int:
         "other names": ", ".join(task.aliases) or "none",
     }
     for name in AGENTS:
-        if settings := published(name, task.domain):
+        if settings := {**published(name, task.domain), **run_preset(name, task.domain)}:
             rows[f"preset of {name}"] = ", ".join(f"{k}={v}" for k, v in settings.items())
     print(task.id)
     for key, value in rows.items():

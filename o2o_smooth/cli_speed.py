@@ -38,6 +38,8 @@ def speed(arguments: list[str]) -> int:
     with show_progress() as progress:
         result = benchmark.speed(config, command, progress)
     console = Console()
+    if not console.is_terminal:  # tables in a file or a pipe keep their columns
+        console = Console(width=120)
     console.print(report(result), highlight=False)
     if config.json is not None:
         benchmark.write_text(json.dumps(result, indent=1) + "\n", Path(config.json))

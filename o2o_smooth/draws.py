@@ -54,16 +54,27 @@ class Draws:
         # The CPU generator keeps only 32 bits of its seed; the hash spreads them well.
         return self._generator.manual_seed(mix64(self.seeds[member], crc32(name.encode()), step) >> 1)
 
-    def normal(self, name: str, step: int, shape: Sequence[int]) -> Tensor:
-        """Standard normal numbers, (M, *shape)."""
-        out = torch.empty((len(self.seeds), *shape), device=self.device, dtype=self.dtype)
+    def normal(self, name: str, step: int, shape: Sequence[int], *, out: Tensor | None = None) -> Tensor:
+        """Standard normal numbers, (M, *shape); into `out` where it is given."""
+        if out is None:
+            out = torch.empty((len(self.seeds), *shape), device=self.device, dtype=self.dtype)
         for member in range(len(self.seeds)):
             out[member].normal_(generator=self._seeded(member, name, step))
         return out
 
-    def uniform(self, name: str, step: int, shape: Sequence[int], low: float = -1.0, high: float = 1.0) -> Tensor:
-        """Uniform numbers in [low, high), (M, *shape)."""
-        out = torch.empty((len(self.seeds), *shape), device=self.device, dtype=self.dtype)
+    def uniform(
+        self,
+        name: str,
+        step: int,
+        shape: Sequence[int],
+        low: float = -1.0,
+        high: float = 1.0,
+        *,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Uniform numbers in [low, high), (M, *shape); into `out` where it is given."""
+        if out is None:
+            out = torch.empty((len(self.seeds), *shape), device=self.device, dtype=self.dtype)
         for member in range(len(self.seeds)):
             out[member].uniform_(low, high, generator=self._seeded(member, name, step))
         return out
@@ -93,22 +104,29 @@ class CounterDraws(Draws):
         self._keys: dict[str, Tensor] = {}
         self._places: dict[int, Tensor] = {}
 
-    def normal(self, name: str, step: int | Tensor, shape: Sequence[int]) -> Tensor:
+    def normal(self, name: str, step: int | Tensor, shape: Sequence[int], *, out: Tensor | None = None) -> Tensor:
         """Standard normal numbers, (*S, M, *shape), for a step or an int64 tensor of steps (*S)."""
         bits = self._bits(name, step, math.prod(shape))
         # One half of the bits is the radius, the other the angle; the half keeps the logarithm away from zero.
         radius = ((bits >> 32) & 0xFFFFFFFF).to(self.dtype).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
         angle = (bits & 0xFFFFFFFF).to(self.dtype).mul_(2.0**-31 * math.pi)
-        return radius.mul_(angle.cos_()).view(*bits.shape[:-1], *shape)
+        return _into(out, radius.mul_(angle.cos_()).view(*bits.shape[:-1], *shape))
 
     def uniform(
-        self, name: str, step: int | Tensor, shape: Sequence[int], low: float = -1.0, high: float = 1.0
+        self,
+        name: str,
+        step: int | Tensor,
+        shape: Sequence[int],
+        low: float = -1.0,
+        high: float = 1.0,
+        *,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Uniform numbers in [low, high), (*S, M, *shape), for a step or an int64 tensor of steps (*S)."""
         bits = self._bits(name, step, math.prod(shape))
         kept = 53 if self.dtype == torch.float64 else 24  # what the mantissa holds
         unit = ((bits >> (64 - kept)) & ((1 << kept) - 1)).to(self.dtype).mul_(2.0**-kept)
-        return unit.mul_(high - low).add_(low).view(*bits.shape[:-1], *shape)
+        return _into(out, unit.mul_(high - low).add_(low).view(*bits.shape[:-1], *shape))
 
     def integers(self, name: str, step: int | Tensor, count: int, high: int | Tensor) -> Tensor:
         """Integers in [0, high), (*S, M, count), int64; `high` may be an int64 scalar on the device."""
@@ -125,6 +143,10 @@ class CounterDraws(Draws):
             places = self._places[count] = torch.arange(count, device=self.device) * _GOLDEN
         step = step[..., None] * _GOLDEN if isinstance(step, Tensor) else _signed(step * _GOLDEN)
         return _finalise(_finalise(keys + step)[..., None] + places)
+
+
+def _into(out: Tensor | None, made: Tensor) -> Tensor:
+    return made if out is None else out.copy_(made)
 
 
 def make_draws(seeds: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32) -> Draws:

@@ -41,6 +41,7 @@ from o2o_smooth.agents.readings import Readings
 from o2o_smooth.agents.settings import Settings, settle
 from o2o_smooth.agents.spaces import check_spaces
 from o2o_smooth.agents.stacked import kernels_take
+from o2o_smooth.agents.taped import Tapes
 from o2o_smooth.data.batch import Batch, as_batch
 from o2o_smooth.draws import make_draws
 from o2o_smooth.errors import ConfigError, DataError
@@ -127,6 +128,8 @@ class Agent:
         self.pure = Mix.uniform(0.0, self.members)  # offline updates
         self._ones = torch.ones(self.members, dtype=self.dtype, device=self.device)
         self._mirror = Mirror(self)
+        self.replay = True  # steps from a tape where they can be; the numbers are the same
+        self._tapes = Tapes(self)
 
     # What a concrete agent fills in
 
@@ -288,6 +291,15 @@ class Agent:
         target = source if online_batch is None or online_batch is batch else self._as_batch(online_batch)
         mix = mix or self.pure
         plan, movement = self.plans(mix, updates=self.updates, one_batch=target is source)
+        readings = self._tapes.update(plan, source, target, mix)
+        if readings is None:
+            readings = self._step_plainly(plan, source, target, mix)
+        self.optimizer.step(movement.components, moving=movement.targets, tau=self.settings.host("tau"))
+        self.updates += 1
+        return readings
+
+    def _step_plainly(self, plan: Plan, source: Batch, target: Batch, mix: Mix) -> Readings:
+        """Put a step's gradients into the parameters' `.grad`."""
         source = self.encode(source)
         target = source if plan.one_batch else self.encode(target)
         noise = self._noise(plan, source)
@@ -302,19 +314,26 @@ class Agent:
                 for name, own in gradients.items():
                     for parameter, gradient in zip(parameters[name], own, strict=True):
                         parameter.grad = gradient
+                info.update({f"{name}/loss": loss.detach() for name, loss in losses.items()})
             else:
-                self.networks.set_depositing(not self.compile)
-                losses, info = self._loss_function(plan)(source, target, noise, weights)
-                self.optimizer.zero_grad()
-                torch.cat(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+                info = self.backward(plan, source, target, noise, weights)
         finally:
-            self.networks.set_depositing(False)
             if self.precision != "fp32":
                 self.networks.set_precision("fp32")  # acting and evaluating are not worth a rounding
-        self.optimizer.step(movement.components, moving=movement.targets, tau=self.settings.host("tau"))
-        self.updates += 1
-        info.update({f"{name}/loss": loss.detach() for name, loss in losses.items()})
         return Readings(info)
+
+    def backward(
+        self, plan: Plan, source: Batch, target: Batch, noise: Noise, weights: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Gradients of blended losses into the parameters' `.grad`; arguments and metrics as those of `gradients`."""
+        self.networks.set_depositing(not self.compile)
+        try:
+            losses, info = self._loss_function(plan)(source, target, noise, weights)
+            self.optimizer.zero_grad()
+            torch.autograd.backward(list(losses.values()), [self._ones] * len(losses))
+        finally:
+            self.networks.set_depositing(False)
+        return {**info, **{f"{name}/loss": loss.detach() for name, loss in losses.items()}}
 
     def gradients(
         self, plan: Plan, source: Batch, target: Batch, noise: Noise, weights: Mapping[str, Tensor]

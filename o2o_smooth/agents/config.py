@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self, get_type_hints
 
 from o2o_smooth.errors import ConfigError
 
-DOMAINS = ("mujoco", "antmaze", "adroit", "kitchen", "pointmaze", "other")
+DOMAINS = ("mujoco", "antmaze", "adroit", "kitchen", "pointmaze", "corridor", "other")
 
 
 @cache

@@ -67,6 +67,7 @@ class CQLObjective(SACObjective):
     """SAC's losses with the conservative penalty in the critic's."""
 
     name = "cql"
+    repeatable = True
 
     def __init__(self, networks: Networks, config: CQLConfig | Settings) -> None:
         super().__init__(networks, config.sac, config.discount)

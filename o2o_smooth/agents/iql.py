@@ -21,7 +21,7 @@ from torch import Tensor
 
 from o2o_smooth.agents.base import Agent
 from o2o_smooth.agents.config import AgentConfig, SACObjectiveConfig, TD3ObjectiveConfig, require_range
-from o2o_smooth.agents.heads import advantage_weighted, expectile_error, td_error
+from o2o_smooth.agents.heads import advantage_weighted, expectile_error, least, td_error, td_target
 from o2o_smooth.agents.networks import Networks
 from o2o_smooth.agents.sac import SACObjective
 from o2o_smooth.agents.settings import Settings
@@ -59,6 +59,7 @@ class IQLObjective:
     """IQL's losses over given networks."""
 
     name = "iql"
+    repeatable = True
     components: tuple[str, ...] = ("value", "critic", "actor")
     delay = 1
     normal_noise: Mapping[str, int] = {}
@@ -74,7 +75,7 @@ class IQLObjective:
         terms: dict[str, Term] = {}
         if want & {"value", "actor"}:
             with torch.no_grad():
-                target_q = self.networks.target_q(batch.obs, batch.action).amin(1)  # (M, B)
+                target_q = least(self.networks.target_q(batch.obs, batch.action))  # (M, B)
             v = self.networks.v(batch.obs)  # (M, B)
             if "value" in want:
                 terms["value"] = self.value_loss(target_q, v)
@@ -91,7 +92,8 @@ class IQLObjective:
     @torch.no_grad()
     def critic_target(self, batch: Batch, noise: Noise) -> Tensor:
         """TD target through V (eq. 6), (M, B)."""
-        return batch.reward + self.config.discount * (1.0 - batch.terminated) * self.networks.v(batch.next_obs)
+        v = self.networks.v(batch.next_obs)
+        return td_target(batch.reward, batch.terminated, self.config.discount, v[:, None])
 
     def critic_loss(self, batch: Batch, noise: Noise, target: Tensor | None = None) -> Term:
         """Bellman error towards V, summed over the ensemble."""

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from o2o_smooth.agents.heads import PerMember, encode_batch, gaussian, gaussian_log_prob, gaussian_sample, join
+from o2o_smooth.agents.heads import encode_batch, gaussian, gaussian_log_prob, gaussian_sample, join
+from o2o_smooth.agents.native_heads import PerMember
 from o2o_smooth.agents.stacked import Deposit, kernels_take, make_ready, stacked_forward
 from o2o_smooth.kernels.cpu import MAX_LAYERS, StackedNet
 

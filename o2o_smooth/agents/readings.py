@@ -24,6 +24,10 @@ class Readings(Mapping[str, Tensor]):
         value = self.raw[name]
         return value if value.dim() == 1 else value.flatten(1).mean(1)
 
+    def settle(self) -> None:
+        """Average now what would be averaged at reading: the memory is about to be used again."""
+        self.raw = {name: self[name].clone() for name in self.raw}
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.raw)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from o2o_smooth.agents.base import Agent
 from o2o_smooth.agents.config import AgentConfig, SACObjectiveConfig
-from o2o_smooth.agents.heads import td_error
+from o2o_smooth.agents.heads import soft_value, td_error, td_target
 from o2o_smooth.agents.networks import Networks
 from o2o_smooth.agents.settings import Settings
 from o2o_smooth.data.batch import Batch
@@ -38,6 +38,7 @@ class SACObjective:
     """SAC's losses over given networks."""
 
     name = "sac"
+    repeatable = True
     components: tuple[str, ...] = ("critic", "actor", "temperature")
     delay = 1
     normal_noise: Mapping[str, int] = {"next": 1, "policy": 1}
@@ -69,10 +70,9 @@ class SACObjective:
     def critic_target(self, batch: Batch, noise: Noise) -> Tensor:
         """Soft TD target (arXiv 1812.05905, eq. 3), (M, B)."""
         action, log_prob = self.networks.actor.sample(batch.next_obs, noise["next"][:, :1])
-        q = self.networks.target_q(batch.next_obs, action.squeeze(1)).amin(1)  # (M, B)
-        if self.config.backup_entropy:
-            q = q - self.networks.alpha[:, None] * log_prob.squeeze(1)
-        return batch.reward + self.discount * (1.0 - batch.terminated) * q
+        q = self.networks.target_q(batch.next_obs, action.squeeze(1))  # (M, E, B)
+        price = self.networks.alpha[:, None] * log_prob.squeeze(1) if self.config.backup_entropy else None
+        return td_target(batch.reward, batch.terminated, self.discount, q, price)
 
     def critic_loss(self, batch: Batch, noise: Noise, target: Tensor | None = None) -> Term:
         """Soft Bellman error (eq. 5), summed over the ensemble."""
@@ -84,10 +84,9 @@ class SACObjective:
 
     def actor_loss(self, batch: Batch, action: Tensor, log_prob: Tensor) -> Term:
         """Reparametrised policy loss (eq. 7)."""
-        q = self.networks.q(batch.obs, action, frozen=True).amin(1)  # (M, B)
-        alpha = self.networks.alpha.detach()[:, None]
-        loss = (alpha * log_prob - q).mean(-1)
-        return Term(loss, {"actor/entropy": -log_prob.detach(), "actor/q": q.detach()})
+        q = self.networks.q(batch.obs, action, frozen=True)  # (M, E, B)
+        loss, low = soft_value(q, log_prob, self.networks.alpha.detach())
+        return Term(loss, {"actor/entropy": -log_prob.detach(), "actor/q": low})
 
     def temperature_loss(self, log_prob: Tensor) -> Term:
         """Dual descent on the entropy constraint (eq. 18)."""

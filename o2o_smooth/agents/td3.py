@@ -17,7 +17,7 @@ from torch import Tensor
 
 from o2o_smooth.agents.base import Agent
 from o2o_smooth.agents.config import AgentConfig, TD3ObjectiveConfig
-from o2o_smooth.agents.heads import td_error
+from o2o_smooth.agents.heads import policy_value, smoothed_action, td_error, td_target
 from o2o_smooth.agents.networks import Networks
 from o2o_smooth.agents.settings import Settings
 from o2o_smooth.data.batch import Batch
@@ -38,6 +38,7 @@ class TD3Objective:
     """TD3's losses over given networks."""
 
     name = "td3"
+    repeatable = True
     components: tuple[str, ...] = ("critic", "actor")
     normal_noise: Mapping[str, int] = {"next": 1}
     uniform_noise: Mapping[str, int] = {}
@@ -70,10 +71,10 @@ class TD3Objective:
         if target_actor is None:
             raise ValueError("TD3 needs networks with a target actor")
         clip = self.config.noise_clip
-        smoothing = (self.config.target_noise * noise["next"][:, 0]).clamp(-clip, clip)  # (M, B, A)
-        action = (target_actor.mode(batch.next_obs) + smoothing).clamp(-1.0, 1.0)
-        q = self.networks.target_q(batch.next_obs, action).amin(1)  # (M, B)
-        return batch.reward + self.discount * (1.0 - batch.terminated) * q
+        out = target_actor.output(batch.next_obs)[..., : target_actor.action_dim]
+        action = smoothed_action(out, noise["next"][:, 0], self.config.target_noise, clip)  # (M, B, A)
+        q = self.networks.target_q(batch.next_obs, action)  # (M, E, B)
+        return td_target(batch.reward, batch.terminated, self.discount, q)
 
     def critic_loss(self, batch: Batch, noise: Noise, target: Tensor | None = None) -> Term:
         """Bellman error, summed over the ensemble."""
@@ -87,8 +88,8 @@ class TD3Objective:
         """The deterministic policy gradient's loss (M,), with the policy's actions (M, B, A) and metrics."""
         action = self.networks.actor.mode(batch.obs)
         q = self.networks.q(batch.obs, action, frozen=True, first=True).squeeze(1)  # (M, B)
-        scale = torch.ones_like(q[:, 0]) if self.q_scale is None else self.q_scale / q.detach().abs().mean(-1)
-        return -scale * q.mean(-1), action, {"actor/q": q.detach(), "actor/q_scale": scale}
+        loss, scale = policy_value(q, self.q_scale)
+        return loss, action, {"actor/q": q.detach(), "actor/q_scale": scale}
 
     def actor_loss(self, batch: Batch) -> Term:
         """Deterministic policy gradient on the first critic."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from o2o_smooth.agents.base import Agent
 from o2o_smooth.agents.config import AgentConfig, TD3ObjectiveConfig, require_range
+from o2o_smooth.agents.heads import mean_square
 from o2o_smooth.agents.td3 import TD3Objective
 from o2o_smooth.data.batch import Batch
 from o2o_smooth.smoothing.objective import Objective, Term
@@ -39,11 +40,12 @@ class TD3BCObjective(TD3Objective):
     """TD3's losses with a behaviour-cloning term in the actor's."""
 
     name = "td3_bc"
+    repeatable = True
 
     def actor_loss(self, batch: Batch) -> Term:
         """Normalised policy gradient plus behaviour cloning (arXiv 2106.06860, eq. 5)."""
         loss, action, info = self.policy_loss(batch)
-        bc = (action - batch.action).square().mean((-2, -1))  # (M,)
+        bc = mean_square(action, batch.action)  # (M,)
         return Term(loss + bc, {**info, "actor/bc": bc.detach()})
 
 

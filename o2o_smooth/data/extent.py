@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from o2o_smooth.data.columns import KEYS
+from o2o_smooth.data.corridor_sets import ROWS as CORRIDOR_ROWS
 from o2o_smooth.data.d4rl_files import d4rl_file
 from o2o_smooth.data.generate import generated_id, make_pointmaze_dataset
 from o2o_smooth.data.installed import is_installed, minari_root
@@ -66,7 +67,7 @@ def extent(task: Task, dataset: str | None = None, *, patient: bool = True) -> E
     made = generated_id(task)
     if made is not None and made in wanted:
         rows = inspect.signature(make_pointmaze_dataset).parameters["transitions"].default
-        return Extent(made, rows, "made on the spot")
+        return Extent(made, CORRIDOR_ROWS if task.domain == "corridor" else rows, "made on the spot")
     if not wanted:
         return Extent("", None, "the task has no dataset of its own: name one with --dataset")
     return Extent(wanted[0], None, "not installed yet: its size is known once it is downloaded")

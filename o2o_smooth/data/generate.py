@@ -24,12 +24,15 @@ from o2o_smooth.data.minari_sets import from_minari
 from o2o_smooth.data.policies import ArrayPolicy
 from o2o_smooth.data.rollout import Act, Flatten, interleave, roll_out, uniform_policy
 from o2o_smooth.data.write import write_minari
+from o2o_smooth.envs.corridor import CORRIDOR_BEHAVIOUR, CORRIDOR_REFERENCE, CorridorController, CorridorSettings
 from o2o_smooth.envs.make import Env, make_env
 from o2o_smooth.envs.scripted import BEHAVIOUR, REFERENCE, ControllerSettings, WaypointController
 from o2o_smooth.envs.tasks import Task
 from o2o_smooth.errors import DataError
 
 Progress = Callable[[int, int], None]
+MADE_HERE = ("pointmaze", "corridor")
+"""Domains whose own sets a script makes: PointMaze's here, the Corridor's in `corridor_sets`."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class References:
 
 def generated_id(task: Task) -> str | None:
     """Id of the dataset that can be made here for a task; None where there is none."""
-    if task.domain != "pointmaze":
+    if task.domain not in MADE_HERE:
         return None
     return next((name for name in task.dataset_ids if name.startswith(GENERATED)), None)
 
@@ -93,7 +96,7 @@ def make_pointmaze_dataset(
         EnvError: gymnasium-robotics is not installed.
     """
     dataset_id = generated_id(task)
-    if dataset_id is None:
+    if dataset_id is None or task.domain != "pointmaze":
         raise DataError(f"no dataset can be made for task {task.id}: the scripted controller is for PointMaze")
     if transitions < 1:
         raise DataError(f"transitions is {transitions}, expected at least 1")
@@ -118,15 +121,18 @@ def make_pointmaze_dataset(
 
 
 def measure_references(task: Task, *, episodes: int = 1000, seed: int = 0) -> References:
-    """Measure a PointMaze task's reference returns: the uniform random policy and the `REFERENCE` controller.
+    """Measure reference returns: the uniform random policy and the reference controller of PointMaze or the Corridor.
 
     The numbers in the task table come from here, with the default arguments.
     """
     rng = np.random.default_rng(seed)
     env = make_env(task)
     try:
-        controller = WaypointController(env.get_wrapper_attr("maze"), REFERENCE)
-        flatten = exact_observations(task)
+        corridor = task.domain == "corridor"
+        flatten = None if corridor else exact_observations(task)
+        controller: Act = CorridorController(CORRIDOR_REFERENCE)
+        if not corridor:
+            controller = WaypointController(env.get_wrapper_attr("maze"), REFERENCE)
 
         policies: list[Act] = [uniform_policy(*_box(env)), controller]
         means = []
@@ -154,16 +160,27 @@ def exact_observations(task: Task) -> Flatten:
 
 
 def scripted_policy(task: Task, env: Env, settings: ControllerSettings = BEHAVIOUR) -> Policy:
-    """The waypoint controller of the PointMaze tasks.
+    """The waypoint controller of the PointMaze tasks, or the Corridor's own.
 
     Raises:
         DataError: The task is another one.
     """
+    if task.domain == "corridor":
+        return corridor_policy()
     if task.domain != "pointmaze":
-        raise DataError(f"the scripted controller is for PointMaze tasks, not for {task.id}; give another --policy")
+        raise DataError(
+            f"the scripted controller is for PointMaze tasks and the Corridor, not for {task.id}; give another --policy"
+        )
     controller = WaypointController(env.get_wrapper_attr("maze"), settings)
     record = {"kind": "scripted", "controller": dataclasses.asdict(settings)}
     return Policy("scripted waypoint controller", controller, record, exact_observations(task))
+
+
+def corridor_policy(settings: CorridorSettings = CORRIDOR_BEHAVIOUR) -> Policy:
+    """The scripted controller of the Corridor."""
+    name = f"scripted Corridor controller (speed {settings.speed:g}, noise {settings.noise:g})"
+    record = {"kind": "scripted", "controller": dataclasses.asdict(settings)}
+    return Policy(name, CorridorController(settings), record)
 
 
 def random_policy(env: Env) -> Policy:

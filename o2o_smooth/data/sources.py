@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from o2o_smooth.data.arrays import from_npz
 from o2o_smooth.data.columns import Progress
+from o2o_smooth.data.corridor_sets import make_corridor_dataset
 from o2o_smooth.data.d4rl_files import d4rl_file, d4rl_folder, download_with_d4rl, import_d4rl
 from o2o_smooth.data.dataset import PROVENANCES, Dataset, clip_actions
 from o2o_smooth.data.download import download
@@ -44,7 +45,7 @@ def load_dataset(
     """Load the data of a task.
 
     In order: the set that is asked for; D4RL's own file in D4RL's folder; the first of the task's sets that is
-    installed; for PointMaze a set made on the spot; a download.
+    installed; for PointMaze and the Corridor a set made on the spot; a download.
 
     Args:
         task: Names the datasets and the observation layout.
@@ -185,7 +186,8 @@ def _obtain(task: Task, dataset: str | None, progress: NamedProgress | None, say
             f"making {made}: {' and '.join(theirs) or 'it'} is not installed, so a scripted controller collects data "
             f"here (generated, not D4RL's file)"
         )
-        return make_pointmaze_dataset(task, progress=_part(progress, "making the dataset"))
+        maker = make_corridor_dataset if task.domain == "corridor" else make_pointmaze_dataset
+        return maker(task, progress=_part(progress, "making the dataset"))
     if not theirs:
         make = f", or make one with o2o-smooth data make --task {task.id}" if wanted else ""
         raise DataError(

@@ -22,6 +22,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from numpy.typing import NDArray
 
 from o2o_smooth.envs.compat import COMPATIBILITY, ScaledActions
+from o2o_smooth.envs.corridor import CORRIDOR_ID, STEPS, CorridorVectorEnv
 from o2o_smooth.envs.pool import PoolVectorEnv, require_pool
 from o2o_smooth.envs.tasks import ROBOTICS, Task, find_spec, register_robotics
 from o2o_smooth.errors import EnvError
@@ -101,6 +102,8 @@ def make_vector_env(task: Task, num_envs: int, *, vectorizer: str = "sync") -> V
         env = make_env(task)
         env.close()
         return PoolVectorEnv(task, num_envs, env.observation_space, env.action_space)
+    if vectorizer == "sync" and task.env_id == CORRIDOR_ID and task.action_scale == 1.0 and not task.env_kwargs:
+        return CorridorVectorEnv(num_envs, task.max_episode_steps or STEPS)  # the same numbers, sooner
     if vectorizer == "sync":
         maker: Callable[[], gym.Env[Any, Any]] = functools.partial(_make, task, _spec(task))
         return SyncVectorEnv([maker] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from o2o_smooth.errors import EnvError
 
-DOMAINS = ("mujoco", "antmaze", "adroit", "kitchen", "pointmaze", "other")
+DOMAINS = ("mujoco", "antmaze", "adroit", "kitchen", "pointmaze", "corridor", "other")
 ROBOTICS = ("antmaze", "adroit", "kitchen", "pointmaze")
 """Domains whose environments are gymnasium-robotics'."""
 WIDER = (105, 111)
@@ -293,6 +293,7 @@ def _domain(spec: EnvSpec) -> str:
         "adroit": "envs.adroit_hand",
         "kitchen": "envs.franka_kitchen",
         "mujoco": "envs.mujoco",
+        "corridor": "envs.corridor",
     }
     for domain, mark in marks.items():
         if mark in entry:

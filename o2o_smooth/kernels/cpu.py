@@ -7,7 +7,7 @@ ways are held together by tests.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
@@ -53,6 +53,15 @@ class _Slot(ctypes.Structure):
     )
 
 
+_LOSSES = (
+    *("encode", "td_error", "expectile", "advantage_weighted", "log_prob", "sample", "sample_back"),
+    *("least", "td_target", "scale", "smoothed", "policy_value", "mean_square", "soft_value"),
+)
+_HALF = ("bias_relu", "norm_relu", "last", "last_back", "last_weights", "relu_back", "norm_back", "column_sums")
+CALLS = tuple(f"o2o_{name}" for name in ("forward", "backward", "adam", *_LOSSES, *(f"half_{name}" for name in _HALF)))
+"""Kernels that compute something; the others tell sizes."""
+
+
 @cache
 def library() -> ctypes.CDLL:
     """The kernels, built, loaded and bound to torch's matrix product.
@@ -83,6 +92,13 @@ def library() -> ctypes.CDLL:
     lib.o2o_log_prob.argtypes = [pointer, pointer, pointer, i64, i64, i64, pointer, pointer, integer]
     lib.o2o_sample.argtypes = [pointer, pointer, i64, i64, i64, i64, pointer, pointer, integer]
     lib.o2o_sample_back.argtypes = [*[pointer] * 5, i64, i64, i64, i64, pointer, integer]
+    lib.o2o_least.argtypes = [pointer, i64, i64, i64, pointer]
+    lib.o2o_td_target.argtypes = [*[pointer] * 5, i64, i64, i64, pointer]
+    lib.o2o_scale.argtypes = [pointer, pointer, i64, i64, pointer]
+    lib.o2o_smoothed.argtypes = [*[pointer] * 4, i64, i64, pointer]
+    lib.o2o_policy_value.argtypes = [pointer, pointer, i64, i64, *[pointer] * 3]
+    lib.o2o_mean_square.argtypes = [pointer, pointer, i64, i64, pointer, pointer]
+    lib.o2o_soft_value.argtypes = [*[pointer] * 3, i64, i64, i64, *[pointer] * 4]
     lib.o2o_half_bias_relu.argtypes = [pointer, pointer, i64, i64, i64]
     lib.o2o_half_norm_relu.argtypes = [*[pointer] * 6, i64, i64, i64]
     lib.o2o_half_last.argtypes = [*[pointer] * 4, *[i64] * 6]
@@ -91,10 +107,8 @@ def library() -> ctypes.CDLL:
     lib.o2o_half_relu_back.argtypes = [pointer, pointer, i64]
     lib.o2o_half_norm_back.argtypes = [*[pointer] * 6, *[i64] * 5]
     lib.o2o_half_column_sums.argtypes = [pointer, pointer, i64, i64, i64]
-    half = ("bias_relu", "norm_relu", "last", "last_back", "last_weights", "relu_back", "norm_back", "column_sums")
-    losses = ("encode", "td_error", "expectile", "advantage_weighted", "log_prob", "sample", "sample_back")
-    for name in ("forward", "backward", "adam", *losses, *[f"half_{name}" for name in half]):
-        getattr(lib, f"o2o_{name}").restype = None
+    for name in CALLS:
+        getattr(lib, name).restype = None
     lib.o2o_init(sgemm, None if threads is None else ctypes.cast(threads, pointer))
     return lib
 
@@ -121,6 +135,7 @@ class Workspace:
     """Memory of one pass, kept for the next: fresh pages for every pass would cost more than the arithmetic on them."""
 
     _free: dict[int, list[Tensor]] = {}  # noqa: RUF012  # shared by all networks of the process
+    _keep: Callable[[Tensor], object] | None = None
 
     def __init__(self, size: int, tensor: Tensor | None = None) -> None:
         free = self._free.get(size)
@@ -130,6 +145,8 @@ class Workspace:
             return
         self.tensor = free.pop() if free else torch.empty(size, dtype=torch.float32)
         self.pointer = self.tensor.data_ptr()
+        if Workspace._keep is not None:
+            Workspace._keep(self.tensor)
 
     def __del__(self) -> None:
         if not self.owned:
@@ -137,6 +154,16 @@ class Workspace:
         kept = self._free.setdefault(self.size, [])
         if len(kept) < 4:
             kept.append(self.tensor)
+
+    @staticmethod
+    @contextmanager
+    def kept_by(keep: Callable[[Tensor], object]) -> Iterator[None]:
+        """Tell of all memory that passes within use; they may use it again, each pass from its beginning."""
+        Workspace._keep = keep
+        try:
+            yield
+        finally:
+            Workspace._keep = None
 
 
 _lent: int | None = None
@@ -197,39 +224,49 @@ class StackedNet:
     def __init__(self, members: int, copies: int, sizes: Sequence[int], *, layer_norm: bool) -> None:
         self.lib = library()
         self.members, self.copies, self.sizes = members, copies, tuple(sizes)
-        self.net = _Net(members, copies, len(sizes) - 1, int(layer_norm), copies)
-        self.net.dims[: len(sizes)] = list(sizes)
-        self.pointer = ctypes.addressof(self.net)
+        self._layer_norm = layer_norm
+        self._views: dict[int, _Net] = {}  # by how many copies take part
+        self._groups: Sequence[Sequence[Tensor]] = ()
         self._at: tuple[int, ...] = ()
-        self._sizes: dict[tuple[int, int], tuple[int, int]] = {}
+        self._sizes: dict[tuple[int, int], tuple[int, int, int]] = {}
 
     def bind(self, groups: Sequence[Sequence[Tensor]]) -> None:
         """Use these parameters: weights, biases, gains and shifts of the layers, contiguous float32."""
         at = tuple([p.data_ptr() for group in groups for p in group])
         if at == self._at:
             return
-        self._at = at
-        for field, group in zip((self.net.w, self.net.b, self.net.gain, self.net.shift), groups, strict=True):
+        self._at, self._groups = at, groups
+        for net in self._views.values():
+            self._point(net)
+
+    def _point(self, net: _Net) -> None:
+        for field, group in zip((net.w, net.b, net.gain, net.shift), self._groups, strict=True):
             for i, parameter in enumerate(group):
                 field[i] = parameter.data_ptr()
 
-    def _floats(self, rows: int, copies: int) -> tuple[int, int]:
-        """Workspace that a pass leaves behind, and that a backward pass needs for itself."""
-        self.net.used = copies
-        sizes = self._sizes.get((rows, copies))
-        if sizes is None:
-            sizes = (self.lib.o2o_saved(self.pointer, rows), self.lib.o2o_scratch(self.pointer, rows))
-            self._sizes[rows, copies] = sizes
-        return sizes
+    def _view(self, rows: int, copies: int) -> tuple[int, int, int]:
+        """Address of the net of the first copies; floats that a pass leaves, and that a backward pass needs itself."""
+        view = self._sizes.get((rows, copies))
+        if view is None:
+            net = self._views.get(copies)
+            if net is None:
+                net = self._views[copies] = _Net(
+                    self.members, self.copies, len(self.sizes) - 1, int(self._layer_norm), copies
+                )
+                net.dims[: len(self.sizes)] = list(self.sizes)
+                self._point(net)
+            at = ctypes.addressof(net)
+            view = self._sizes[rows, copies] = (at, self.lib.o2o_saved(at, rows), self.lib.o2o_scratch(at, rows))
+        return view
 
     def forward(self, x: Tensor, copies: int, saved: Workspace | None = None) -> tuple[Tensor, Workspace]:
         """(M, B, in), features side by side -> (M, copies, B, out) of the first copies, and what `backward` needs."""
         rows = x.shape[1]
-        size, _ = self._floats(rows, copies)
+        net, size, _ = self._view(rows, copies)
         saved = saved or Workspace(size)
         out = torch.empty((self.members, copies, rows, self.sizes[-1]), dtype=torch.float32)
         self.lib.o2o_forward(
-            self.pointer,
+            net,
             x.data_ptr(),
             x.stride(1),
             x.stride(0),
@@ -261,18 +298,20 @@ class StackedNet:
             add: Add to what `gradients` hold.
         """
         rows, copies = x.shape[1], grad.shape[1]
-        scratch = Workspace(self._floats(rows, copies)[1])
+        grad = grad.contiguous()
+        net, _, size = self._view(rows, copies)
+        scratch = Workspace(size)
         dx = None
         if want_input:
             dx = torch.empty((self.members, copies, rows, self.sizes[0]), dtype=torch.float32)
         self.lib.o2o_backward(
-            self.pointer,
+            net,
             x.data_ptr(),
             x.stride(1),
             x.stride(0),
             rows,
             saved.pointer,
-            grad.contiguous().data_ptr(),
+            grad.data_ptr(),
             scratch.pointer,
             *(_NOWHERE if gradients is None else gradients.pointers),
             None if dx is None else dx.data_ptr(),

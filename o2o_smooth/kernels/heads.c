@@ -290,3 +290,101 @@ void o2o_sample_back(const float *out, const float *noise, const float *action, 
                  .d = d};
     in_tiles(&head, members, sample_back_task, threads);
 }
+
+/* The least of `critics` values, NaN if one of them is. */
+static inline float least_(const float *q, int64_t critics, int64_t rows) {
+    float low = q[0];
+    for (int64_t e = 1; e < critics; e++) {
+        float v = q[e * rows];
+        low = v < low || v != v ? v : low;
+    }
+    return low;
+}
+
+/* out (M, B): the least of q (M, E, B) over critics. */
+void o2o_least(const float *q, int64_t members, int64_t critics, int64_t rows, float *out) {
+    for (int64_t m = 0; m < members; m++)
+        for (int64_t r = 0; r < rows; r++) out[m * rows + r] = least_(q + m * critics * rows + r, critics, rows);
+}
+
+/* y (M, B) = reward + discount (1 - terminated) (least q - bonus), q (M, E, B), discount (M,); bonus may be absent. */
+void o2o_td_target(const float *q, const float *reward, const float *terminated, const float *discount,
+                   const float *bonus, int64_t members, int64_t critics, int64_t rows, float *y) {
+    for (int64_t m = 0; m < members; m++)
+        for (int64_t r = 0; r < rows; r++) {
+            int64_t i = m * rows + r;
+            float value = least_(q + m * critics * rows + r, critics, rows) - (bonus ? bonus[i] : 0.0f);
+            y[i] = reward[i] + discount[m] * (1.0f - terminated[i]) * value;
+        }
+}
+
+/* out = d times above, which has one number for `each` numbers of d. */
+void o2o_scale(const float *d, const float *above, int64_t count, int64_t each, float *out) {
+    for (int64_t k = 0; k < count; k++)
+        for (int64_t i = k * each; i < (k + 1) * each; i++) out[i] = d[i] * above[k];
+}
+
+/* action (M, B, A) = clip(tanh(out) + clip(scale noise, -+clip), -+1), scale and clip (M,). */
+void o2o_smoothed(const float *out, const float *noise, const float *scale, const float *clip, int64_t members,
+                  int64_t each, float *action) {
+    for (int64_t m = 0; m < members; m++)
+        for (int64_t i = m * each; i < (m + 1) * each; i++)
+            action[i] = clamp_(tanh_(out[i]) + clamp_(scale[m] * noise[i], -clip[m], clip[m]), -1.0f, 1.0f);
+}
+
+/* loss (M,) = -scale mean over rows of q (M, B), scale (M,) = norm / mean |q|, or 1 where norm is absent; d is the
+ * gradient of q with the scale held. */
+void o2o_policy_value(const float *q, const float *norm, int64_t members, int64_t rows, float *loss, float *scale,
+                      float *d) {
+    for (int64_t m = 0; m < members; m++) {
+        float sum = 0.0f, size = 0.0f;
+        const float *restrict at = q + m * rows;
+        float *restrict g = d + m * rows;
+#pragma omp simd reduction(+ : sum, size)
+        for (int64_t r = 0; r < rows; r++) {
+            sum += at[r];
+            size += fabsf(at[r]);
+        }
+        float by = norm ? norm[m] / (size / (float)rows) : 1.0f, each = -by / (float)rows;
+        for (int64_t r = 0; r < rows; r++) g[r] = each;
+        scale[m] = by;
+        loss[m] = -by * (sum / (float)rows);
+    }
+}
+
+/* loss (M,) = mean of (x - y)^2 over the member's `each` numbers; d is the gradient of x. */
+void o2o_mean_square(const float *x, const float *y, int64_t members, int64_t each, float *loss, float *d) {
+    float scale = 1.0f / (float)each;
+    for (int64_t m = 0; m < members; m++) {
+        const float *restrict a = x + m * each, *restrict b = y + m * each;
+        float *restrict g = d + m * each, sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < each; i++) {
+            float error = a[i] - b[i];
+            sum += error * error;
+            g[i] = 2.0f * scale * error;
+        }
+        loss[m] = sum * scale;
+    }
+}
+
+/* loss (M,) = mean over rows of alpha log_prob - least q, alpha (M,), log_prob (M, B), q (M, E, B); gradients d_log_prob
+ * and dq, which critics of equal values share. `low` (M, B) takes the least q. */
+void o2o_soft_value(const float *q, const float *log_prob, const float *alpha, int64_t members, int64_t critics,
+                    int64_t rows, float *loss, float *low, float *d_log_prob, float *dq) {
+    float scale = 1.0f / (float)rows;
+    for (int64_t m = 0; m < members; m++) {
+        float sum = 0.0f;
+        for (int64_t r = 0; r < rows; r++) {
+            const float *at = q + m * critics * rows + r;
+            float *d = dq + m * critics * rows + r, least = least_(at, critics, rows), equal = 0.0f;
+            for (int64_t e = 0; e < critics; e++) equal += at[e * rows] == least || at[e * rows] != at[e * rows];
+            for (int64_t e = 0; e < critics; e++)
+                d[e * rows] = at[e * rows] == least || at[e * rows] != at[e * rows] ? -scale / equal : 0.0f;
+            low[m * rows + r] = least;
+            d_log_prob[m * rows + r] = alpha[m] * scale;
+            sum += alpha[m] * log_prob[m * rows + r] - least;
+        }
+        loss[m] = sum * scale;
+    }
+}

@@ -12,6 +12,7 @@ from o2o_smooth.agents import AGENTS, AgentConfig
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.training.config_files import apply_values, read_toml, unknown
 from o2o_smooth.training.config_groups import REGIME_SHARE, EvaluationConfig, Regime, SmoothingConfig
+from o2o_smooth.training.run_presets import run_preset
 
 __all__ = [
     "REGIME_SHARE",
@@ -156,7 +157,7 @@ class RunConfig(Generic[C]):
 def default_config(
     task: str, agent: str, domain: str, values: Mapping[str, Any] | None = None, where: str = "config"
 ) -> RunConfig[Any]:
-    """The settings of a run before flags: the agent's preset for the task's domain, then the config file's values.
+    """The settings of a run before flags: the presets for the task's domain, then the config file's values.
 
     Raises:
         ConfigError: An unknown agent or key.
@@ -166,4 +167,5 @@ def default_config(
         raise ConfigError(unknown("agent", agent, AGENTS))
     hyper = cls.config_class.preset(domain)
     config: RunConfig[Any] = RunConfig(hyper=hyper, task=task, agent=agent)
+    config = apply_values(config, run_preset(agent, domain), "run_presets.toml")
     return cast("RunConfig[Any]", apply_values(config, values or {}, where))

@@ -63,18 +63,16 @@ class Learner:
     def offline_updates(self, count: int) -> Metrics:
         """Several updates before the switch, at least one; the metrics are the last one's."""
         with self.agent.own_threads():
-            info = self.offline_update()
             for _ in range(count - 1):
-                info = self.offline_update()
-        return info
+                self.offline_update()  # its metrics, if held, would be copied before the next one
+            return self.offline_update()
 
     def online_updates(self, mixes: Sequence[Mix]) -> Metrics:
         """Several updates after the switch, at least one, on the rows there are; the metrics are the last one's."""
         with self.agent.own_threads():
-            info = self.online_update(mixes[0])
-            for mix in mixes[1:]:
-                info = self.online_update(mix)
-        return info
+            for mix in mixes[:-1]:
+                self.online_update(mix)
+            return self.online_update(mixes[-1])
 
     def source(self, mix: Mix) -> Source:
         """Whose rows an update after the switch sees: the two objectives' own ones, or one batch for both."""

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,7 +21,10 @@ import numpy as np
 import torch
 
 from o2o_smooth.agents import SACConfig, load_agent
+from o2o_smooth.data.corridor_sets import ROWS as CORRIDOR_ROWS
+from o2o_smooth.data.corridor_sets import make_corridor_dataset
 from o2o_smooth.data.generate import (
+    MADE_HERE,
     Numbered,
     Policy,
     array_policy,
@@ -192,6 +196,12 @@ def make_data(config: MakeConfig, progress: ProgressSink | None = None) -> str:
         raise DataError(
             f"dataset {dataset_id} is there already, in {minari_root()}: name another with --id, or give --overwrite"
         )
+    if task.domain == "corridor" and not policies and not config.mix:
+        rows = config.transitions or CORRIDOR_ROWS
+        report = partial(progress.update, "making the dataset")
+        return make_corridor_dataset(
+            task, dataset_id, transitions=rows, seed=config.seed, replace=config.overwrite, progress=report
+        )
     env = make_env(task)
     try:
         _check_storable(task, env)
@@ -231,8 +241,12 @@ def make_data(config: MakeConfig, progress: ProgressSink | None = None) -> str:
 
 def _what(config: MakeConfig, task: Task) -> tuple[Tier | None, tuple[str, ...]]:
     """The tier or the policies; neither for a mixture."""
+    if task.domain == "corridor" and config.tier is not None:
+        raise ConfigError(f"task {task.id} has no tiers: leave --tier out for its own set, or give --policy")
     if config.tier is not None or config.policy or config.mix:
         return config.tier, config.policy
+    if task.domain == "corridor" and not config.disturbed:
+        return None, ()
     if task.domain == "pointmaze":
         return None, ("scripted",)
     tier = _own_tier(task)
@@ -247,7 +261,7 @@ def _own_tier(task: Task) -> Tier | None:
     """The tier in a task's id, as in hopper-medium-replay-v2; PointMaze's medium is a maze."""
     longest_first = sorted(TIERS, key=lambda tier: -len(tier))
     found = re.search(f"-({'|'.join(longest_first)})-v\\d+$", task.id)
-    return cast(Tier, found[1]) if found and task.domain != "pointmaze" else None
+    return cast(Tier, found[1]) if found and task.domain not in MADE_HERE else None
 
 
 def _default_id(task: Task, tier: Tier | None, policies: Sequence[str]) -> str:

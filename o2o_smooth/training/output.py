@@ -22,6 +22,7 @@ from o2o_smooth.training.online_data import write_online
 from o2o_smooth.training.prepare import Arm, Prepared
 from o2o_smooth.training.progress import ProgressSink
 from o2o_smooth.training.tracking import LocalFiles, Sink, Tracker, open_sinks
+from o2o_smooth.training.tracking.summary import stability_rows
 
 Values = Mapping[str, NDArray[Any]]  # metric -> (M,)
 _SHOW_S = 0.1  # between two pictures of progress where several arms share the display
@@ -51,6 +52,7 @@ class Output:
         self._sinks: list[Sink] = []
         self._tracker: Tracker | None = None
         self._shown = -np.inf
+        self._updates = 0  # at the last evaluation
 
     # Beginning and end
 
@@ -82,9 +84,20 @@ class Output:
     def close(self, status: str) -> None:
         """Write down how the run ended."""
         if self._tracker is not None:
+            self._summarise()
             self.manifest |= {"status": status, "finished": now()}
             self._tracker.manifest(self.manifest)
             self._tracker.close(status)
+
+    def _summarise(self) -> None:
+        """Tell the sinks how the switch went; files need no telling."""
+        if not self._sinks:
+            return
+        try:
+            for row in stability_rows(self.out, self._updates):
+                self.tracker.summary(row)
+        except O2OError as error:  # the run itself is over and kept
+            self.progress.note(f"warning: no summary for W&B and TensorBoard: {error}")
 
     @property
     def tracker(self) -> Tracker:
@@ -101,6 +114,7 @@ class Output:
 
     def evaluation(self, evaluation: Evaluation, phase: str, env_steps: int, updates: int) -> None:
         """Write down an evaluation of the whole population, and remember how the run does."""
+        self._updates = updates
         own = evaluation.of(self.positions(phase))
         for row in self._rows(own, phase, env_steps, updates):
             self.tracker.evaluation(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import subprocess
 import sys
@@ -185,6 +186,37 @@ def _heads() -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
         ),
         "sample": (heads.gaussian_sample, [normal(m, b, 2 * a, scale=3.0), normal(m, n, b, a)]),
         "sample_far": (heads.gaussian_sample, [normal(m, b, 2 * a, scale=30.0), normal(m, n, b, a)]),
+        "least": (lambda q, _: heads.least(q.detach()) + 0 * q.sum(), [normal(m, e, b), normal(m, b)]),
+        "td_target": (
+            lambda q, x: (
+                heads.td_target(x, (x > 1).to(x), per_member[:, None].to(x), q) + 0 * q.sum(),
+                heads.td_target(x, (x > 1).to(x), 0.9, q[:, :1], x * x) + 0 * q.sum(),
+            ),
+            [normal(m, 3, b), normal(m, b)],
+        ),
+        "smoothed": (
+            lambda o, x: (
+                heads.smoothed_action(o, x, 0.4, 0.5) + 0 * o.sum(),
+                heads.smoothed_action(o, x, per_member[:, None, None].to(x), per_member[:, None, None].to(x))
+                + 0 * o.sum(),
+            ),
+            [normal(m, b, a, scale=2.0), normal(m, b, a)],
+        ),
+        "policy_value": (lambda q, _: heads.policy_value(q, 2.5), [normal(m, b, scale=9.0), normal(m, b)]),
+        "policy_value_each": (
+            lambda q, _: heads.policy_value(q, per_member[:, None].to(q)),
+            [normal(m, b, scale=9.0), normal(m, b)],
+        ),
+        "policy_value_plain": (lambda q, _: heads.policy_value(q, None), [normal(m, b), normal(m, b)]),
+        "mean_square": (heads.mean_square, [normal(m, b, a), normal(m, b, a)]),
+        "soft_value": (
+            lambda q, p: heads.soft_value(q, p, per_member.to(p)),
+            [normal(m, e, b).round(), normal(m, b)],  # rounded: some critics agree, and share the gradient
+        ),
+        "soft_value_density": (
+            lambda p, q: heads.soft_value(q, p, per_member.to(p)),
+            [normal(m, b), normal(m, 3, b)],
+        ),
         "sample_wide": (heads.gaussian_sample, [normal(1, 3, 2 * 1500), normal(1, 2, 3, 1500)]),
     }
 
@@ -204,6 +236,18 @@ def test_heads_have_the_values_and_gradients_of_plain_torch_in_float64(name: str
 
     for a, b in zip(results(torch.float32), results(torch.float64), strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=3e-6 * max(1.0, float(b.abs().max())))
+
+
+@needs_kernels
+def test_a_nan_among_critics_is_seen() -> None:
+    q = torch.zeros(1, 3, 3)
+    for e in range(3):
+        q[0, e, e] = math.nan
+    still = torch.zeros(1, 3)
+    loss, low = heads.soft_value(q, still, torch.ones(1))
+    found = (heads.least(q), heads.td_target(still, still, 0.9, q), low)
+    assert all(bool(x.isnan().all()) for x in found)
+    assert bool(loss.isnan().all())
 
 
 @needs_kernels

@@ -1,11 +1,10 @@
-"""Files first, sinks after; what a sink got is read back from what it wrote."""
+"""Files first, sinks after, and what the sinks are told."""
 
 import builtins
 import json
 import math
-import struct
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +18,6 @@ from o2o_smooth.training.tracking.scalars import SeedGroups
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def evaluation(phase: str, env_steps: int, updates: int, seed: int, score: float | None) -> dict[str, Any]:
-    return {
-        "phase": phase,
-        "env_steps": env_steps,
-        "updates": updates,
-        "seed": seed,
-        "return_mean": 2.0 * (score or 0.0),
-        "return_std": 1.0,
-        "episodes": 10,
-        "score": score,
-        "length_mean": 50.0,
-        "success": None,
-    }
-
-
-RUN = [
-    evaluation(phase, env_steps, updates, seed, 10.0 * seed + env_steps / 100 + updates / 1000)
-    for phase, env_steps, updates in [
-        ("offline", 0, 500),
-        ("offline", 0, 1000),
-        ("switch", 0, 1000),
-        ("online", 250, 1250),
-        ("online", 500, 1500),
-    ]
-    for seed in (0, 3)
-]
 
 
 class Memory:
@@ -258,7 +229,7 @@ def test_a_mean_waits_for_every_seed_and_stands_beside_each() -> None:
 def test_before_the_switch_the_axis_is_updates_and_the_names_are_others() -> None:
     groups = SeedGroups([0])
     (done,) = groups.add("evaluation", {"phase": "offline", "env_steps": 0, "updates": 9, "seed": 0, "score": 4.0})
-    assert done.values == {"offline/eval/score": 4.0}
+    assert done.values == {"pretrain/eval/score": 4.0}
     assert (done.axis, done.step) == ("updates", 9)
     (done,) = groups.add("evaluation", {"phase": "switch", "env_steps": 0, "updates": 9, "seed": 0, "score": 4.0})
     assert done.values == {"eval/score": 4.0}
@@ -283,155 +254,29 @@ def test_what_is_null_or_text_is_no_scalar_and_nan_stays_visible() -> None:
     assert {name.split("/")[0] for name in done.values} == {"c", "d"}
 
 
-# ------------------------------------------------------------------------------------------------- the real sinks
+def test_a_summary_tells_a_mean_only_where_every_seed_has_a_number() -> None:
+    groups = SeedGroups([0, 1])
+    moment = {"phase": "online", "env_steps": 9, "updates": 9}
+    groups.add("summary", {**moment, "seed": 0, "recovery_steps": 250.0, "recovered": 1.0, "regret": None})
+    (done,) = groups.add("summary", {**moment, "seed": 1, "recovery_steps": None, "recovered": 0.0, "regret": None})
+    assert done.values == {
+        "stability/recovery_steps/seed_0": 250.0,
+        "stability/recovered": 0.5,
+        "stability/recovered/seed_0": 1.0,
+        "stability/recovered/seed_1": 0.0,
+    }
+    assert set(done.unknown) == {
+        "stability/recovery_steps",
+        "stability/recovery_steps/seed_1",
+        "stability/regret",
+        "stability/regret/seed_0",
+        "stability/regret/seed_1",
+    }
+    assert done.axis == "env_steps"
 
 
-def drive_wandb(run_dir: Path, rows: list[dict[str, Any]], status: str = "completed") -> None:
-    """`drive`, and wait for W&B's own process: `finish` returns some milliseconds before its file is whole."""
-    import wandb
-
-    drive(run_dir, rows, status, wandb=True)
-    wandb.teardown()
-
-
-def drive(
-    run_dir: Path,
-    rows: list[dict[str, Any]],
-    status: str = "completed",
-    *,
-    wandb: bool = False,
-    tensorboard: bool = False,
-) -> None:
-    """A run that logs its rows, with sinks that must not fail."""
-    sinks = open_sinks(
-        run_dir,
-        name="a run",
-        config={"lr": 3e-4},
-        seeds=[0, 3],
-        wandb=wandb,
-        tensorboard=tensorboard,
-        warn=pytest.fail,
-    )
-    assert sinks
-    tracker = Tracker(LocalFiles(run_dir), sinks, pytest.fail)
-    for row in rows:
-        tracker.evaluation(row)
-    for seed in (0, 3):
-        tracker.metrics({"phase": "online", "env_steps": 500, "updates": 1500, "seed": seed, "critic/loss": 1.0 + seed})
-    tracker.close(status)
-
-
-def test_tensorboard_holds_every_evaluation_on_its_own_axis(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    drive(tmp_path, RUN, tensorboard=True)
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-
-    def points(tag: str) -> list[tuple[int, Any]]:
-        return [(event.step, pytest.approx(event.value)) for event in events.Scalars(tag)]
-
-    for prefix, phases in (("offline/", {"offline"}), ("", {"switch", "online"})):
-        for seed in (0, 3):
-            mine = [row for row in RUN if row["phase"] in phases and row["seed"] == seed]
-            axis = "updates" if prefix else "env_steps"
-            assert points(f"{prefix}eval/score/seed_{seed}") == [(row[axis], row["score"]) for row in mine]
-            assert points(f"{prefix}eval/return_mean/seed_{seed}") == [(row[axis], row["return_mean"]) for row in mine]
-    assert points("eval/score") == [(0, 16.0), (250, 18.75), (500, 21.5)]
-    assert points("critic/loss") == [(500, 2.5)]
-    assert not [tag for tag in events.Tags()["scalars"] if "success" in tag]
-
-
-@pytest.fixture
-def wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """W&B without network or account, at home in the test's folder; gives the run folder."""
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    for name in ("WANDB_API_KEY", "WANDB_DIR", "WANDB_RUN_ID", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    wandb.teardown()  # settings of an earlier test
-    yield tmp_path / "run"
-    wandb.teardown()
-
-
-def wandb_records(file: Path) -> Iterator[Any]:
-    """The records of an offline run: a LevelDB log (blocks of 32 KiB, records in pieces) of protobuf messages."""
-    from wandb.proto import wandb_internal_pb2 as messages
-
-    data, block = file.read_bytes(), 32 * 1024
-    assert data[:4] == b":W&B"
-    at, piece = 7, b""
-    while at + 7 <= len(data):
-        if block - at % block < 7:  # too little for a header: padding
-            at += block - at % block
-            continue
-        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
-        piece += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last piece
-            record = messages.Record()  # type: ignore[attr-defined]
-            record.ParseFromString(piece)
-            piece = b""
-            yield record
-
-
-def history(file: Path) -> list[dict[str, Any]]:
-    return [
-        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        for record in wandb_records(file)
-        if record.WhichOneof("record_type") == "history"
-    ]
-
-
-def test_an_offline_wandb_run_holds_every_evaluation(wandb_offline: Path) -> None:
-    drive_wandb(wandb_offline, RUN)
-    (file,) = wandb_offline.glob("wandb/offline-run-*/*.wandb")
-    logged = history(file)
-    for row in RUN:
-        offline = row["phase"] == "offline"
-        name = f"{'offline/' if offline else ''}eval/score"
-        (point,) = (
-            entry
-            for entry in logged
-            if (entry["env_steps"], entry["updates"]) == (row["env_steps"], row["updates"]) and name in entry
-        )
-        assert point[f"{name}/seed_{row['seed']}"] == row["score"]
-    assert [entry["eval/score"] for entry in logged if "eval/score" in entry] == [16.0, 18.75, 21.5]
-    assert [entry["critic/loss"] for entry in logged if "critic/loss" in entry] == [2.5]
-
-
-def test_wandb_draws_each_metric_against_our_step(wandb_offline: Path) -> None:
-    drive_wandb(wandb_offline, RUN)
-    (file,) = wandb_offline.glob("wandb/offline-run-*/*.wandb")
-    metrics = [r.metric for r in wandb_records(file) if r.WhichOneof("record_type") == "metric"]
-    steps = {metric.name: metric.step_metric for metric in metrics}
-    assert steps["eval/score"] == steps["eval/score/seed_3"] == steps["critic/loss"] == "env_steps"
-    assert steps["offline/eval/score"] == steps["offline/eval/score/seed_0"] == "updates"
-    names = {key for entry in history(file) for key in entry if not key.startswith("_")} - {"env_steps", "updates"}
-    assert names <= steps.keys()
-    assert not any(metric.glob_name for metric in metrics)
-
-
-def test_a_wandb_run_that_goes_on_keeps_its_id_and_every_row(wandb_offline: Path) -> None:
-    drive_wandb(wandb_offline, RUN[:8], status="interrupted")
-    drive_wandb(wandb_offline, RUN[6:])  # the last evaluation is made again: its step goes backwards
-    files = sorted(wandb_offline.glob("wandb/offline-run-*/*.wandb"), key=lambda f: f.stat().st_mtime_ns)
-    assert len({file.name for file in files}) == 1
-    together = [entry for file in files for entry in history(file) if "eval/score" in entry]
-    assert [entry["env_steps"] for entry in together] == [0, 250, 250, 500]
-    exits = [r.exit.exit_code for file in files for r in wandb_records(file) if r.WhichOneof("record_type") == "exit"]
-    assert exits == [1, 0]
-
-
-def test_wandb_writes_under_the_run_folder_and_no_key(
-    wandb_offline: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    key = "0123456789abcdef" * 2 + "01234567"
-    monkeypatch.setenv("WANDB_API_KEY", key)
-    drive_wandb(wandb_offline, RUN)
-    home = tmp_path / "home"
-    outside = [p for p in tmp_path.rglob("*") if p.is_file() and not p.is_relative_to(wandb_offline)]
-    assert [p for p in outside if not p.is_relative_to(home / ".cache" / "wandb" / "logs")] == []
-    assert [p for p in tmp_path.rglob("*") if p.is_file() and key.encode() in p.read_bytes()] == []
+def test_what_the_offline_objective_logs_in_the_ramp_has_a_name_of_its_own() -> None:
+    groups = SeedGroups([0])
+    (before,) = groups.add("metrics", {"phase": "offline", "updates": 5, "seed": 0, "critic/loss": 1.0})
+    (ramp,) = groups.add("metrics", {"phase": "online", "updates": 6, "seed": 0, "offline/critic/loss": 2.0})
+    assert not before.values.keys() & ramp.values.keys()

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from o2o_smooth.training.tracking import tensorboard_sink, wandb_sink
 from o2o_smooth.training.tracking.local import LocalFiles
+from o2o_smooth.training.tracking.scalars import SUMMARY
 
 __all__ = ["LocalFiles", "Sink", "Tracker", "open_sinks"]
 
@@ -21,7 +22,7 @@ class Sink(Protocol):
     """Something that takes rows."""
 
     def log(self, kind: str, row: Mapping[str, Any]) -> None:
-        """Take one row of kind "evaluation" or "metrics"."""
+        """Take one row of kind "evaluation", "metrics" or "summary"."""
 
     def close(self, status: str) -> None:
         """Write out what is left; `status` is "completed", or says how else the run ended."""
@@ -49,6 +50,10 @@ class Tracker:
         """The metrics of one seed at one logging step."""
         self._log("metrics", row)
 
+    def summary(self, row: Mapping[str, Any]) -> None:
+        """How the switch went for one seed, for the sinks alone: it follows from what the files hold."""
+        self._to_sinks(SUMMARY, row)
+
     def manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace `manifest.json`, whole or not at all."""
         self._local.write_manifest(manifest)
@@ -62,6 +67,9 @@ class Tracker:
 
     def _log(self, kind: str, row: Mapping[str, Any]) -> None:
         self._local.log(kind, row)
+        self._to_sinks(kind, row)
+
+    def _to_sinks(self, kind: str, row: Mapping[str, Any]) -> None:
         for sink in list(self._sinks):
             self._guard(sink, lambda sink=sink: sink.log(kind, row))  # type: ignore[misc]
 

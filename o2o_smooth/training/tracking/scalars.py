@@ -7,8 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-OFFLINE = "offline/"
-"""Before the switch a metric counts updates and after it environment steps: two axes, so two names."""
+PRETRAIN = "pretrain/"
+"""Before the switch a metric counts updates and after it environment steps: two axes, so two names. `offline/` would
+not do: after the switch that is the offline objective's side of the ramp."""
+
+SUMMARY = "summary"
+"""The kind of rows that come once, when a run ends: a mean over seeds needs every seed there, for a seed that never
+recovered has no number, and the mean of the others would flatter."""
+
+PREFIXES = {"evaluation": "eval/", "metrics": "", SUMMARY: "stability/"}
+"""What names begin with, by the kind of their rows."""
 
 _KEYS = frozenset({"phase", "env_steps", "updates", "seed"})
 
@@ -25,6 +33,8 @@ class Scalars:
     """Updates in total."""
     values: Mapping[str, float]
     """`critic/loss`: the mean over seeds; `critic/loss/seed_3`: one seed's, where there are several."""
+    unknown: tuple[str, ...] = ()
+    """Names that a summary has and that have no number."""
 
     @property
     def axis(self) -> str:
@@ -68,19 +78,26 @@ class SeedGroups:
     def _take(self, kind: str) -> Scalars:
         """Close the moment of a kind."""
         (phase, env_steps, updates), rows = self._open.pop(kind)
-        prefix = (OFFLINE if phase == "offline" else "") + ("eval/" if kind == "evaluation" else "")
+        prefix = (PRETRAIN if phase == "offline" else "") + PREFIXES[kind]
         found: dict[str, dict[int, float]] = {}
+        unknown: list[str] = []
         for seed, row in sorted(rows.items()):
             for key, value in row.items():
                 number = _number(value)
                 if key not in _KEYS and number is not None:
                     found.setdefault(prefix + key, {})[seed] = number
+                elif kind == SUMMARY and value is None:
+                    unknown += [prefix + key, *self._of_seed(prefix + key, seed)]
         values: dict[str, float] = {}
         for name, by_seed in found.items():
-            values[name] = math.fsum(by_seed.values()) / len(by_seed) if _finite(by_seed) else math.nan
-            if len(self._seeds) > 1:
-                values |= {f"{name}/seed_{seed}": value for seed, value in by_seed.items()}
-        return Scalars(phase, env_steps, updates, values)
+            if name not in unknown:
+                values[name] = math.fsum(by_seed.values()) / len(by_seed) if _finite(by_seed) else math.nan
+            values |= {own: value for seed, value in by_seed.items() for own in self._of_seed(name, seed)}
+        return Scalars(phase, env_steps, updates, values, tuple(dict.fromkeys(unknown)))
+
+    def _of_seed(self, name: str, seed: int) -> list[str]:
+        """The name of one seed's value; none where it is the mean at the same time."""
+        return [f"{name}/seed_{seed}"] if len(self._seeds) > 1 else []
 
 
 def _number(value: Any) -> float | None:

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from o2o_smooth.errors import ConfigError
+from o2o_smooth.files import written_whole
 from o2o_smooth.training.tracking.local import plain
 from o2o_smooth.training.tracking.scalars import Scalars, SeedGroups
 
 _ID_FILE = "wandb.json"
+_RESERVED = 1000  # rows of W&B between two writes of that file
+_FINISH_S = 300.0  # for what is still to be sent at the end of a run; without it a dead network holds the run for ever
 
 
 def require() -> None:
@@ -26,9 +29,12 @@ class WandbSink:
     """Logs a run to W&B, online or, with `WANDB_MODE=offline`, into the run folder.
 
     Every metric is drawn against a step of ours, `env_steps` after the switch and `updates` before it, never against
-    W&B's own counter: that drops rows whose step goes backwards, which a resumed run's do. The id of the W&B run is
-    kept in the run folder, so that a run that goes on there goes on in W&B too. No key is read or stored: W&B finds its
-    own.
+    W&B's own counter: that drops rows whose step goes backwards, which a resumed run's do. Its counter only ever rises
+    here, over all the times that a run goes on, also offline, where W&B itself would begin at 0 again and `wandb sync`
+    would lose the rows. It is kept with the id of the W&B run in the run folder (`wandb.json`), so that a run that goes
+    on there goes on in W&B too. No key is read or stored: W&B finds its own.
+
+    How the switch went is logged once more when the run ends, as `stability/` values, and stands in the summary.
 
     Args:
         run_dir: The run's folder.
@@ -58,9 +64,12 @@ class WandbSink:
         run_dir.mkdir(parents=True, exist_ok=True)  # W&B goes to a temporary folder where its own is missing
         self._groups = SeedGroups(seeds)
         self._defined: set[str] = set()
-        known = _known_id(run_dir)
+        self._file = run_dir / _ID_FILE
+        known, self._step = _known(self._file)
         # The console is left alone: W&B's capture of it and a live progress display do not mix.
         settings = wandb.Settings(console="off", silent=True, disable_git=True, save_code=False)
+        if "finish_timeout" in type(settings).model_fields:  # not in every version
+            settings.finish_timeout, settings.finish_timeout_raises = _FINISH_S, True
         offline = wandb.setup().settings.mode in ("offline", "dryrun")
         self._run = wandb.init(
             project=project,
@@ -73,8 +82,9 @@ class WandbSink:
             settings=settings,
             reinit="create_new",
         )
-        if not self._run.disabled:
-            (run_dir / _ID_FILE).write_text(json.dumps({"id": self._run.id}) + "\n", encoding="utf-8")
+        self._id: str | None = None if self._run.disabled else self._run.id
+        self._step = max(self._step, int(self._run.step))  # a resumed run's server may know of more
+        self._reserve(self._step)
         for step in ("env_steps", "updates"):
             self._run.define_metric(step)
 
@@ -89,6 +99,7 @@ class WandbSink:
             self._send(scalars)
         self._run.summary["status"] = status
         self._run.finish(exit_code=0 if status == "completed" else 1)
+        self._reserve(self._step)
 
     def _send(self, scalars: Scalars) -> None:
         """Log one moment, with the steps it is drawn against."""
@@ -96,13 +107,28 @@ class WandbSink:
             if name not in self._defined:  # by name: a glob would match names of the other axis too
                 self._defined.add(name)
                 self._run.define_metric(name, step_metric=scalars.axis)
-        self._run.log({**scalars.values, "env_steps": scalars.env_steps, "updates": scalars.updates})
+        row = {**scalars.values, "env_steps": scalars.env_steps, "updates": scalars.updates}
+        if self._step >= self._reserved:
+            self._reserve(self._step + _RESERVED)
+        self._run.log(row, step=self._step, commit=True)
+        self._step += 1
+        if scalars.unknown:  # "never recovered" is a result: the name is there, without a number
+            self._run.summary.update(dict.fromkeys(scalars.unknown))
+
+    def _reserve(self, step: int) -> None:
+        """Keep the id and the first step of W&B's that is still free, whatever happens to this process."""
+        self._reserved = step
+        if self._id is None:
+            return
+        with written_whole(self._file) as path:
+            path.write_text(json.dumps({"id": self._id, "next_step": step}) + "\n", encoding="utf-8")
 
 
-def _known_id(run_dir: Path) -> str | None:
-    """The id under which this run folder was logged before."""
+def _known(file: Path) -> tuple[str | None, int]:
+    """The id under which this run folder was logged before, and W&B's step at which it goes on."""
     try:
-        found = json.loads((run_dir / _ID_FILE).read_text(encoding="utf-8"))["id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return found if isinstance(found, str) else None
+        found = json.loads(file.read_text(encoding="utf-8"))
+        name, step = found["id"], found.get("next_step", 0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None, 0
+    return (name, step) if isinstance(name, str) and isinstance(step, int) else (None, 0)

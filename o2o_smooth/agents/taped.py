@@ -1,0 +1,197 @@
+"""Updates from a tape: the operations of a step that is due again, on memory that stays (`kernels.tape`).
+
+A step is known by its plan, the shapes of its rows, and where the parameters lie. What moves between two of its updates
+is written into memory that the tape reads: the rows, the noise, the weights. Learning rates, bias corrections and
+masks are the optimiser's, which is called as ever.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from o2o_smooth.agents.heads import encode_batch
+from o2o_smooth.agents.networks import ACTION_LIMIT
+from o2o_smooth.agents.plan import Plan
+from o2o_smooth.agents.readings import Readings
+from o2o_smooth.agents.stacked import kernels_take
+from o2o_smooth.data.batch import Batch
+from o2o_smooth.draws import Draws
+from o2o_smooth.kernels.cpu import threads
+from o2o_smooth.kernels.tape import Tape, Unrepeatable, record
+from o2o_smooth.smoothing.objective import Mix
+
+if TYPE_CHECKING:
+    from o2o_smooth.agents.base import Agent
+
+MOST = 12  # steps kept; a step's intermediate results stay in memory with it
+SEEN_BEFORE = 1  # times that a step is done in the ordinary way, which also makes what it keeps
+
+
+class _Key(NamedTuple):
+    plan: Plan
+    source: torch.Size
+    target: torch.Size
+    threads: int
+    precision: str
+
+
+class Tapes:
+    """The tapes of an agent's steps.
+
+    Args:
+        agent: Whose.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = weakref.proxy(agent)
+        self._steps: dict[_Key, _Step] = {}
+        self._seen: dict[_Key, int] = {}
+        self._bound: tuple[object, ...] = ()
+        self._able = False
+        self._addresses: tuple[int, ...] = ()
+        self._parameters: list[Tensor] = []
+
+    def update(self, plan: Plan, source: Batch, target: Batch, mix: Mix) -> Readings | None:
+        """Put the step's gradients into the parameters' `.grad`; returns its metrics.
+
+        Args:
+            plan: Of the step.
+            source: The offline objective's rows, as they come from a buffer.
+            target: The online objective's; the same object where there is one batch.
+            mix: Weights.
+
+        Returns:
+            None where the step is not on a tape and has to be done in the ordinary way.
+        """
+        agent = self._agent
+        if not (agent.replay and kernels_take(source.obs) and plan.mode != "matched") or agent.compile:
+            return None
+        if not self._bind():
+            return None
+        key = _Key(plan, source.obs.shape, target.obs.shape, threads(), agent.precision)
+        step = self._steps.get(key)
+        if step is None:
+            seen = self._seen[key] = self._seen.get(key, 0) + 1
+            if seen != SEEN_BEFORE + 1:  # not yet; or no longer, since it could not be recorded
+                return None
+            step = _Step(agent, plan, source, target)
+            step.write(source, target, mix)
+            try:
+                step.record(self._parameters)
+            except Unrepeatable:
+                return None
+            while len(self._steps) >= MOST:
+                del self._steps[next(iter(self._steps))]
+            self._steps[key] = step
+            return step.readings()
+        step.write(source, target, mix)
+        step.replay(self._parameters)
+        return step.readings()
+
+    def count(self) -> int:
+        """Steps on tapes."""
+        return len(self._steps)
+
+    def _bind(self) -> bool:
+        """Begin anew where something that tapes hold is another one; says whether the agent's steps can be taped."""
+        agent = self._agent
+        now = (agent.networks, agent.offline, agent.online, agent.settings, agent.draws)
+        if not (len(self._bound) == len(now) and all(a is b for a, b in zip(now, self._bound, strict=True))):
+            self._bound, self._addresses = now, ()
+            self._parameters = list(agent.networks.parameters())
+            # Only for objectives that say so themselves: one derived from them may do what a tape does not see.
+            own = all(type(one).__dict__.get("repeatable", False) for one in (agent.offline, agent.online))
+            self._able = own and type(agent.draws) is Draws
+        at = tuple([p.data_ptr() for p in self._parameters])
+        if at != self._addresses:
+            self._addresses, self._steps, self._seen = at, {}, {}
+        return self._able
+
+
+class _Step:
+    """One step on a tape."""
+
+    def __init__(self, agent: Agent, plan: Plan, source: Batch, target: Batch) -> None:
+        self.agent, self.plan = agent, plan
+        self.source = _Rows(agent, source)
+        self.target = self.source if target is source else _Rows(agent, target)
+        rows = source.action.shape[1:]
+        normal, uniform = agent.plans.noise(plan)
+        self.noise = {name: torch.empty((agent.members, n, *rows)) for name, n in (normal | uniform).items()}
+        self.draws = [(agent.draws.normal, name, self.noise[name]) for name in normal]
+        self.draws += [(agent.draws.uniform, name, self.noise[name]) for name in uniform]
+        self.weights = {name: torch.empty(agent.members) for name, kind in plan.kinds if kind == "mixed"}
+        self.tape = Tape()
+        self.raw: dict[str, Tensor] = {}
+        self.gradients: list[Tensor | None] = []
+        self.latest: weakref.ref[Readings] | None = None
+
+    def write(self, source: Batch, target: Batch, mix: Mix) -> None:
+        """Bring what moves to where the tape reads it."""
+        if self.latest is not None and (readings := self.latest()) is not None:
+            readings.settle()  # somebody still holds them
+        self.source.write(source)
+        if self.target is not self.source:
+            self.target.write(target)
+        for draw, name, out in self.draws:
+            draw(name, self.agent.updates, out.shape[1:], out=out)
+        for name, tensor in self.weights.items():
+            tensor.copy_(torch.from_numpy(mix.weights[name]))
+
+    def record(self, parameters: list[Tensor]) -> None:
+        """Do the step and write it down.
+
+        Raises:
+            Unrepeatable: As `kernels.tape.record`.
+        """
+        agent = self.agent
+        agent.networks.set_precision(agent.precision)
+        try:
+            with record() as self.tape:
+                self.raw = agent.backward(self.plan, self.source.batch, self.target.batch, self.noise, self.weights)
+        finally:
+            agent.networks.set_precision("fp32")
+        self.gradients = [p.grad for p in parameters]
+
+    def replay(self, parameters: list[Tensor]) -> None:
+        """Do it again."""
+        self.tape.replay()
+        for parameter, gradient in zip(parameters, self.gradients, strict=True):
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
+
+    def readings(self) -> Readings:
+        """Metrics of the latest time; they are copied before the next one, if they are still held then."""
+        readings = Readings(self.raw)
+        self.latest = weakref.ref(readings)
+        return readings
+
+
+class _Rows:
+    """Encoded rows in memory that stays."""
+
+    def __init__(self, agent: Agent, batch: Batch) -> None:
+        self.networks = agent.networks
+        members, rows, obs_dim = batch.obs.shape
+        joined = torch.empty((members, rows, obs_dim + batch.action.shape[2]))
+        following = torch.empty((members, rows, obs_dim))
+        self.made = joined, following
+        reward, terminated, truncated, mc_return = torch.empty((4, members, rows))
+        self.batch = Batch(
+            joined[..., :obs_dim], joined[..., obs_dim:], reward, following, terminated, truncated, mc_return
+        )
+
+    def write(self, batch: Batch) -> None:
+        """Encode a batch into it."""
+        networks = self.networks
+        scales = (networks.obs_mean, networks.obs_std, networks.action_center, networks.action_half)
+        encode_batch(batch.obs, batch.next_obs, batch.action, scales, ACTION_LIMIT, out=self.made)
+        own = self.batch
+        own.reward.copy_(batch.reward)
+        own.terminated.copy_(batch.terminated)
+        own.truncated.copy_(batch.truncated)
+        own.mc_return.copy_(batch.mc_return)

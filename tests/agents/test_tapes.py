@@ -1,0 +1,252 @@
+"""Steps from a tape: the same numbers to the last bit, and the ordinary way where a tape would not see what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from o2o_smooth.agents import AGENTS, Agent
+from o2o_smooth.agents.iql import IQLObjective
+from o2o_smooth.agents.networks import Precision
+from o2o_smooth.data.batch import Batch
+from o2o_smooth.kernels.cpu import unavailable
+from o2o_smooth.kernels.tape import Unrepeatable, record
+from o2o_smooth.smoothing.objective import COMPONENTS, Mix, Mode, Term
+
+pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"no native kernels here: {unavailable()}")
+OBS, ACTION, ROWS = 5, 3, 16
+PAIRS = [(name, online) for name, agent in AGENTS.items() for online in agent.online_choices]
+
+
+def make_batch(seed: int, members: int = 1, rows: int = ROWS) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(members, rows, *shape, generator=g)
+
+    ended = (torch.rand(members, rows, generator=g) < 0.1).float()
+    action = 2 * torch.rand(members, rows, ACTION, generator=g) - 1
+    return Batch(normal(OBS), action, normal(), normal(OBS), ended, torch.zeros_like(ended), normal())
+
+
+def make_agent(
+    name: str,
+    online: str | None = None,
+    *,
+    members: int = 1,
+    replay: bool = True,
+    precision: Precision = "fp32",
+    layer_norm: bool = False,
+) -> Agent:
+    config = AGENTS[name].config_class(hidden_dims=(16, 16), critic_layer_norm=layer_norm)
+    obs = gym.spaces.Box(-np.inf, np.inf, (OBS,), np.float32)
+    action = gym.spaces.Box(-1.0, 1.0, (ACTION,), np.float32)
+    agent = AGENTS[name](obs, action, config, online=online, seeds=tuple(range(members)), precision=precision)
+    agent.replay = replay
+    return agent
+
+
+def course(agent: Agent, mode: Mode) -> list[Mapping[str, Tensor]]:
+    """Offline steps, a ramp on two batches and on one, then online steps; what every one of them reported."""
+    m = agent.members
+    told: list[Mapping[str, Tensor]] = []
+    for u in range(28):
+        own = make_batch(u, m)
+        if u < 7:
+            told.append(agent.update(own))
+        elif u < 16:
+            weights = {name: np.linspace((u - 7) / 16, (u - 7) / 9, m) for name in COMPONENTS}
+            told.append(agent.update(own, make_batch(100 + u, m), mix=Mix(weights, mode=mode)))
+        else:
+            told.append(agent.update(own, mix=Mix.uniform(0.5 if u < 22 else 1.0, m, mode)))
+    return told
+
+
+@pytest.mark.parametrize(
+    ("members", "layer_norm", "precision", "mode"),
+    [
+        (1, False, "fp32", "loss"),
+        (3, True, "fp32", "target"),
+        (2, False, "bf16", "loss"),
+        (1, False, "fp32", "matched"),
+    ],
+)
+@pytest.mark.parametrize(("name", "online"), PAIRS)
+def test_a_tape_gives_the_same_bits(
+    name: str, online: str, mode: Mode, members: int, layer_norm: bool, precision: Precision
+) -> None:
+    plain, taped = (
+        make_agent(name, online, replay=on, members=members, layer_norm=layer_norm, precision=precision)
+        for on in (False, True)
+    )
+    ours, theirs = course(taped, mode), course(plain, mode)
+    assert taped._tapes.count() >= 2
+    assert plain._tapes.count() == 0
+    for mine, other in zip(ours, theirs, strict=True):  # read at the end: held metrics keep their values
+        assert dict(mine).keys() == dict(other).keys()
+        for key in other:
+            assert torch.equal(mine[key], other[key]), key
+    for p, q in zip(taped.networks.parameters(), plain.networks.parameters(), strict=True):
+        assert torch.equal(p, q)
+    moments = (agent.optimizer.state_tensors().values() for agent in (taped, plain))
+    assert all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
+
+
+def test_gradients_of_a_taped_step_can_be_read() -> None:
+    plain, taped = (make_agent("iql", replay=on) for on in (False, True))
+    for u in range(5):
+        for agent in (plain, taped):
+            agent.update(make_batch(u))
+    for p, q in zip(taped.networks.parameters(), plain.networks.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        assert p.grad is None or q.grad is None or torch.equal(p.grad, q.grad)
+
+
+def test_other_work_between_two_steps_does_not_disturb_them() -> None:
+    plain, taped = (make_agent("td3_bc", replay=on) for on in (False, True))
+    for u in range(9):
+        for agent in (plain, taped):
+            agent.update(make_batch(u))
+            agent.gradient_report(make_batch(50 + u))
+            agent.act(np.zeros((4, OBS), np.float32), deterministic=False)
+            other = make_agent("td3_bc")  # passes of the same sizes take the same memory in turn
+            other.update(make_batch(70 + u))
+    for p, q in zip(taped.networks.parameters(), plain.networks.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_steps_of_other_shapes_and_threads_have_tapes_of_their_own() -> None:
+    plain, taped = (make_agent("sac", replay=on) for on in (False, True))
+    before = torch.get_num_threads()
+    try:
+        for u in range(12):
+            torch.set_num_threads(1 + u // 6)
+            for agent in (plain, taped):
+                agent.update(make_batch(u, rows=8 if u % 2 else 24))
+    finally:
+        torch.set_num_threads(before)
+    assert taped._tapes.count() == 4
+    for p, q in zip(taped.networks.parameters(), plain.networks.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_restored_agent_and_new_settings_begin_new_tapes() -> None:
+    plain, taped = (make_agent("iql", replay=on) for on in (False, True))
+    for agent in (plain, taped):
+        for u in range(4):
+            agent.update(make_batch(u))
+        first = agent.networks.actor.net.parts[0][0]
+        first.data = first.data.clone()  # elsewhere in memory
+        agent.set_normalizer(np.full(OBS, 0.5), np.full(OBS, 2.0))
+        agent.optimizer.learning_rates["actor"] = np.array([1e-2])
+        for u in range(4, 9):
+            agent.update(make_batch(u))
+    for p, q in zip(taped.networks.parameters(), plain.networks.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+class Fading(IQLObjective):
+    """An objective of somebody's own, whose host decides something anew at every step."""
+
+    steps = 0
+
+    def terms(self, *args: object, **kwargs: object) -> dict[str, Term]:
+        self.steps += 1
+        terms = super().terms(*args, **kwargs)  # type: ignore[arg-type]
+        return {name: Term(term.loss * 0.5**self.steps, term.info) for name, term in terms.items()}
+
+
+def test_an_objective_of_ones_own_is_never_taped() -> None:
+    plain, taped = (make_agent("iql", replay=on) for on in (False, True))
+    for agent in (plain, taped):
+        agent.offline = Fading(agent.networks, agent.settings)
+        for u in range(6):
+            agent.update(make_batch(u))
+    assert taped._tapes.count() == 0
+    for p, q in zip(taped.networks.parameters(), plain.networks.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_an_objective_put_in_later_replaces_what_was_taped() -> None:
+    agent = make_agent("iql")
+    for u in range(4):
+        agent.update(make_batch(u))
+    assert agent._tapes.count() == 1
+    fading = agent.offline = Fading(agent.networks, agent.settings)
+    agent.update(make_batch(5))
+    assert fading.steps == 1
+
+
+def test_few_tapes_are_kept() -> None:
+    agent = make_agent("sac")
+    for rows in range(1, 20):
+        for u in range(3):
+            agent.update(make_batch(u, rows=rows))
+    assert agent._tapes.count() == 12
+
+
+def test_float64_and_compiled_agents_have_no_tapes() -> None:
+    agent = make_agent("td3").double()
+    batch = {k: np.asarray(v[0], np.float64) for k, v in make_batch(0)._asdict().items()}
+    for _ in range(4):
+        agent.update(batch)
+    assert agent._tapes.count() == 0
+
+
+@pytest.mark.parametrize("work", [lambda x: x.sum().item(), lambda x: x.normal_(), lambda x: torch.tensor([1.0]) * x])
+def test_what_a_tape_would_not_see_is_refused(work: Callable[[Tensor], object]) -> None:
+    with pytest.raises(Unrepeatable), record():
+        work(torch.ones(3))
+    with record() as tape:  # and nothing of it stays
+        torch.ones(3).mul_(2)
+    assert len(tape.operations) == 2
+
+
+def test_a_tape_repeats_operations_of_every_form() -> None:
+    x, y = torch.arange(6.0).view(2, 3), torch.zeros(2)
+
+    def work() -> Tensor:
+        seen = x[:, 1:].t()
+        y.add_(seen.amin(0))
+        best, where = x.max(1)  # two results
+        rolled = torch.roll(x, 1, 0)  # without a variant that writes into given memory
+        return torch.stack([y, best, where.to(x.dtype), rolled.sum(1)])
+
+    with record() as tape:
+        out = work()
+    for value in (3.0, -1.0, 0.5):
+        x.mul_(value).add_(value)
+        before = y.clone()
+        tape.replay()
+        found = out.clone()
+        y.copy_(before)
+        assert torch.equal(found, work())
+
+
+def test_metrics_are_settled_when_they_are_still_held() -> None:
+    agent = make_agent("iql")
+    for u in range(3):
+        agent.update(make_batch(u))
+    held = agent.update(make_batch(3))
+    value = held["critic/q"].clone()
+    for u in range(4, 7):
+        agent.update(make_batch(u))
+    assert torch.equal(held["critic/q"], value)
+
+
+def test_agents_are_freed_with_their_tapes() -> None:
+    import gc
+    import weakref
+
+    agent = make_agent("iql")
+    for u in range(4):
+        agent.update(make_batch(u))
+    gone = weakref.ref(agent.networks)
+    del agent
+    gc.collect()
+    assert gone() is None
