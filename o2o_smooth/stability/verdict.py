@@ -197,7 +197,8 @@ def what_happened(outcome: Outcome, budget: float, unit: str = "score") -> str:
     where = f"{outcome.dropped} of {_seeds(outcome.n)}"
     back = "it did not come back" if outcome.dropped == 1 else "none of them came back"
     if outcome.recovered:
-        back = f"{outcome.recovered} of these came back" if outcome.dropped > 1 else "it came back"
+        some = "all" if outcome.recovered == outcome.dropped else str(outcome.recovered)
+        back = f"{some} of these came back" if outcome.dropped > 1 else "it came back"
     end = outcome.final - outcome.j0
     final = f"{_points(abs(end), unit)} {'above' if end > 0 else 'below'} where it began"
     return (
@@ -227,7 +228,8 @@ def change_clause(change: Change, baseline: Outcome, budget: float, unit: str = 
         size = f"{_amount(change.arm.depth)} instead of {_amount(baseline.depth)} {_word(unit)}"
         return (
             f"{name} only postponed the dip: it was not smaller ({size}; {_aa(depth)}), but its {how} "
-            f"{_steps(later.mean)} steps later, on {later.up} of {_seeds(later.n)}{_area_words(change.area)}"
+            f"{_steps(later.mean)} steps later, on {later.up} of {_seeds(later.n)}{_area_words(change.area)}, "
+            f"and it {_final_words(change, unit)}"
         )
     return f"{name} {_depth_words(change, baseline, unit)}, and {_final_words(change, unit)}"
 
