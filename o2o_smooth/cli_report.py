@@ -26,10 +26,11 @@ usage: o2o-smooth report [NAME=]RUN [[NAME=]RUN ...] [--curves FILE.csv] [--out 
 Did it drop at the switch, how far, did it come back, and what did smoothing change? Writes report.html (one page that
 needs nothing else), curves.png, dips.png, signals.png and stability.json (a row a run) into DIR.
 
-Runs are folders of o2o-smooth run or fork, of one task; those whose arm has one name are seeds of one arm. The name is
-the one given before =, or the run's arm, or the folder's. Differences are paired by seed, so forks of one checkpoint
-make the fairest comparison. Controls (stay, jump with a mixed batch, jump to a floor, an A/A pair: the same settings
-with another --online-stream) are recognised by their settings; o2o-smooth fork ... --controls makes them.
+Runs are folders of o2o-smooth run, or a folder that holds several, as o2o-smooth fork leaves it; all of one task. Those
+whose arm has one name are seeds of one arm. The name is the one given before =, or the run's arm, or the folder's.
+Differences are paired by seed, so forks of one checkpoint make the fairest comparison. Controls (stay, jump with a
+mixed batch, jump to a floor, an A/A pair: the same settings with another --online-stream) are recognised by their
+settings; o2o-smooth fork ... --controls makes them.
 
   --curves FILE.csv    curves of any library: columns run, arm, seed, env_steps (0 at the switch), score; with
                        spread (standard deviation over an evaluation's episodes) and episodes there is a null dip.
@@ -49,7 +50,7 @@ with another --online-stream) are recognised by their settings; o2o-smooth fork 
   --mix-provenance     put scores learned from data of different provenance together all the same, and say so
 
 examples:
-  o2o-smooth report runs/fork/* --out reports/hopper
+  o2o-smooth report runs/study --out reports/study                  # every run in that folder
   o2o-smooth report jump=runs/x-jump linear=runs/x --baseline jump
   o2o-smooth report --curves corl.csv --ramp 25000 --out reports/corl
 
@@ -196,7 +197,7 @@ def _find(rest: Sequence[str], values: Mapping[str, str | None], ramps: Sequence
     if rest:
         from o2o_smooth.training.report_runs import read_runs
 
-        runs = read_runs([_named(text) for text in rest])
+        runs = read_runs([one for text in rest for one in _named(text)])
         arms, signals, add = runs.arms, runs.signals, runs.add_controls
         manifest = next(iter(runs.manifests.values()))
         title = f"{manifest['task']['id']}: {manifest['agent']} → {manifest['online']} at the switch"
@@ -234,14 +235,19 @@ def _with_ramps(arms: Sequence[Arm], texts: Sequence[str]) -> list[Arm]:
     return found
 
 
-def _named(text: str) -> tuple[str | None, Path]:
-    """NAME=FOLDER, or a folder alone."""
+def _named(text: str) -> list[tuple[str | None, Path]]:
+    """NAME=FOLDER, a folder alone, or one that holds run folders, as a fork leaves it."""
     name, equals, folder = text.partition("=")
     if equals and not Path(text).exists():
         if not name or not folder:
             raise O2OError(f"'{text}': write NAME=FOLDER")
-        return name, Path(folder)
-    return None, Path(text)
+        return [(name, Path(folder))]
+    path = Path(text)
+    if path.is_dir() and not (path / "manifest.json").exists():
+        inside = sorted(manifest.parent for manifest in path.glob("*/manifest.json"))
+        if inside:
+            return [(None, one) for one in inside]
+    return [(None, path)]
 
 
 def _check_rest(rest: Sequence[str], values: Mapping[str, str | None]) -> None:

@@ -107,6 +107,13 @@ def test_runs_and_curves_share_a_report_and_names_can_be_given(runs: list[str], 
     assert [a["arm"] for a in json.loads((out / "stability.json").read_text())["arms"]] == ["a", "b", "theirs"]
 
 
+def test_a_folder_of_runs_is_all_of_them(runs: list[str], tmp_path: Path) -> None:
+    (tmp_path / "RESULTS.md").write_text("beside them")
+    out = tmp_path / "elsewhere" / "report"
+    assert main(["report", str(tmp_path), "--out", str(out)]) == 0
+    assert [a["arm"] for a in json.loads((out / "stability.json").read_text())["arms"]] == ["jump", "linear"]
+
+
 def test_a_report_replaces_its_own_and_nothing_else(runs: list[str], tmp_path: Path) -> None:
     out = tmp_path / "report"
     assert main(["report", *runs, "--out", str(out)]) == 0
