@@ -76,7 +76,7 @@ def draw_run(run_dir: Path) -> Path:
         curves,
         run_dir / "stability.png",
         title=f"{manifest['task']['id']}: {manifest['agent']}{online}",
-        subtitle=_subtitle({"": curves or pretraining}),
+        subtitle=describe_arms({"": curves or pretraining}),
         pretraining=pretraining,
         weights=read_weight(run_dir) if curves else None,
         unit=curves[0].unit if curves else pretraining[0].unit,
@@ -108,7 +108,7 @@ def draw_arms(
         curves,
         path,
         title=title,
-        subtitle=_subtitle(curves),
+        subtitle=describe_arms(curves),
         weights=weights or None,
         unit=next(iter(curves.values()))[0].unit,
         ramp_end=ends[0] if len(set(ends)) == 1 else None,
@@ -117,7 +117,7 @@ def draw_arms(
     return curves
 
 
-def _subtitle(arms: Mapping[str, Sequence[Origin]]) -> str:
+def describe_arms(arms: Mapping[str, Sequence[Origin]]) -> str:
     """Seeds and offline data of the arms; which arm learned from which where that differs."""
     counts = sorted({len(curves) for curves in arms.values()})
     seeds = f"{counts[0]} seed{'s' if counts != [1] else ''}"
