@@ -1,4 +1,4 @@
-"""The command `o2o-smooth`: run, fork, demo, compare, probe, advise, dashboard, data, tasks, speed, doctor."""
+"""The command `o2o-smooth`: run, fork, demo, compare, report, probe, advise, dashboard, data, tasks, speed, doctor."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ commands:
   fork     continue one pretraining into several ways to switch, side by side, with the controls of a comparison
   demo     the main job on a small task: four ways to switch, a table and a picture (minutes on two cores)
   compare  one table and one picture of finished runs
+  report   what happened at the switch: a page, pictures and numbers, also of any other library's curves
   probe    score along the straight line between two checkpoints: is there a valley between before and after?
   advise   is the policy better than its data, or the data better; which settings fit that
   data     datasets: list, info, check, download, convert, make
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "fork": _fork,
         "demo": _demo,
         "compare": _compare,
+        "report": _report,
         "probe": _probe,
         "advise": _advise,
         "dashboard": _dashboard,
@@ -255,6 +257,12 @@ def _compare(arguments: list[str]) -> int:
     Console().print(rich_table(arm_table(curves, mix_provenance=mix)))
     print(f"picture: {picture}")
     return 0
+
+
+def _report(arguments: list[str]) -> int:
+    from o2o_smooth.cli_report import report
+
+    return report(arguments)
 
 
 def _data(arguments: list[str]) -> int:

@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from o2o_smooth.agents.blending import (
+    PER_GRADIENT,
     GradientReport,
     Step,
     blended_losses,
     gradients_of,
-    matched_gradients,
+    mixed_gradients,
     report_gradients,
     report_plan,
 )
@@ -315,8 +316,8 @@ class Agent:
         if self.precision != "fp32":
             self.networks.set_precision(self.precision)
         try:
-            if plan.mode == "matched":
-                losses, info, gradients = matched_gradients(self._step(plan, source, target, noise, weights))
+            if plan.mode in PER_GRADIENT:
+                losses, info, gradients = mixed_gradients(self._step(plan, source, target, noise, weights))
                 self.optimizer.zero_grad()
                 parameters = self.networks.component_parameters()
                 for name, own in gradients.items():
@@ -338,7 +339,8 @@ class Agent:
         try:
             losses, info = self._loss_function(plan)(source, target, noise, weights)
             self.optimizer.zero_grad()
-            torch.autograd.backward(list(losses.values()), [self._ones] * len(losses))
+            # A sum and not gradients of one: with those torch imports sympy, which takes most of a second.
+            torch.cat(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         finally:
             self.networks.set_depositing(False)
         return {**info, **{f"{name}/loss": loss.detach() for name, loss in losses.items()}}
@@ -360,8 +362,8 @@ class Agent:
         """
         self.networks.set_precision(self.precision)
         try:
-            if plan.mode == "matched":
-                losses, info, gradients = matched_gradients(self._step(plan, source, target, noise, weights))
+            if plan.mode in PER_GRADIENT:
+                losses, info, gradients = mixed_gradients(self._step(plan, source, target, noise, weights))
             else:
                 losses, info = self._loss_function(plan)(source, target, noise, weights)
                 gradients = gradients_of(losses, self.networks.component_parameters())

@@ -1,4 +1,4 @@
-"""What the two objectives of an agent make of a batch: blended losses, matched gradients, gradients side by side."""
+"""What the two objectives of an agent make of a batch: blended losses, blended gradients, gradients side by side."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from o2o_smooth.smoothing.objective import (
     match_gradients,
     member_dots,
     member_norms,
+    project_gradients,
 )
 
 Losses = dict[str, Tensor]  # component -> (M,)
@@ -84,15 +85,20 @@ def _blended_target(offline: Objective, online: Objective, batch: Batch, noise: 
     return (1 - w) * offline.critic_target(batch, noise) + w * online.critic_target(batch, noise)
 
 
-def matched_gradients(step: Step) -> tuple[Losses, Info, Gradients]:
-    """Losses, metrics, and gradients: norm-matched ones where both objectives carry weight, else plain ones."""
+PER_GRADIENT = {"matched": match_gradients, "projected": project_gradients}
+"""Modes that need the gradients of both objectives apart, and how each blends them."""
+
+
+def mixed_gradients(step: Step) -> tuple[Losses, Info, Gradients]:
+    """Losses, metrics, and gradients: blended by the mode where both objectives carry weight, else plain ones."""
+    mix = PER_GRADIENT[step.plan.mode]
     offline, online = step.terms()
     losses = blend(offline, online, step.weights, dict(step.plan.kinds))
     both = [name for name in losses if name in offline and name in online]
     off = gradients_of({name: offline[name].loss for name in both}, step.parameters)
     on = gradients_of({name: online[name].loss for name in both}, step.parameters)
     gradients = gradients_of({name: losses[name] for name in losses if name not in both}, step.parameters)
-    gradients |= {name: match_gradients(off[name], on[name], step.weights[name]) for name in both}
+    gradients |= {name: mix(off[name], on[name], step.weights[name]) for name in both}
     return losses, _merge_info(offline, online), gradients
 
 

@@ -156,6 +156,7 @@ class _Step:
         finally:
             agent.networks.set_precision("fp32")
         self.gradients = [p.grad for p in parameters]
+        self.tape.prune([*self.raw.values(), *(g for g in self.gradients if g is not None)])
 
     def replay(self, parameters: list[Tensor]) -> None:
         """Do it again."""

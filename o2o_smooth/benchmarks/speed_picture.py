@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from o2o_smooth.files import written_whole
-from o2o_smooth.stability.plots import COLOURS
+from o2o_smooth.stability.sheet import COLOURS
 
 OWN_COLOURS = {"fp32": COLOURS[0], "bf16": COLOURS[2]}
 PEER_COLOURS = {"d3rlpy": COLOURS[4], "jax": COLOURS[3]}

@@ -10,10 +10,11 @@ two updates must stand in memory that stays where it is, and nothing may depend 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,6 +28,7 @@ _RANDOM = frozenset(
     ("normal_", "uniform_", "random_", "bernoulli_", "randn", "rand", "randint", "randperm", "bernoulli")
 )
 _EMPTY = frozenset(("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"))
+_CONSTANT = frozenset(("ones_like", "full_like"))
 _recording = threading.Lock()
 
 
@@ -34,21 +36,53 @@ class Unrepeatable(Exception):
     """Something in the work cannot be repeated from a tape."""
 
 
+class _Operation(NamedTuple):
+    call: Callable[[], object]
+    reads: frozenset[int]  # addresses of the memory that tensor operations read
+    makes: Mapping[int, int]  # fresh memory that it fills, address -> bytes, where that is all that it does
+    writes: frozenset[int]  # memory that was there before
+    constant: bool
+    addresses: tuple[int, ...]  # arguments of native calls
+
+
 class Tape:
     """Operations and what they work on."""
 
     def __init__(self) -> None:
-        self.operations: list[Callable[[], object]] = []
+        self.operations: list[_Operation] = []
+        self._calls: list[Callable[[], object]] | None = None
         self._kept: list[object] = []
 
     def keep(self, *things: object) -> None:
         """Memory that operations use must live as long as they do."""
         self._kept += things
 
+    def prune(self, results: Sequence[Tensor]) -> None:
+        """Leave out what makes the same at every repetition, and what nobody reads.
+
+        Args:
+            results: What is read after a repetition; gradients of one and sums of losses usually are not.
+        """
+        written = frozenset(at for one in self.operations for at in one.writes)
+        native = sorted({at for one in self.operations for at in one.addresses})
+        wanted = {_memory(tensor) for tensor in results} | written
+        kept: list[_Operation] = []
+        for one in reversed(self.operations):
+            if one.makes:
+                constant = one.constant and not written.intersection(one.makes)
+                read = wanted.intersection(one.makes) or any(_within(native, at, n) for at, n in one.makes.items())
+                if constant or not read:
+                    continue
+            wanted |= one.reads
+            kept.append(one)
+        self.operations, self._calls = kept[::-1], None
+
     def replay(self) -> None:
         """Do it all again."""
-        for operation in self.operations:
-            operation()
+        if self._calls is None:
+            self._calls = [one.call for one in self.operations]
+        for call in self._calls:
+            call()
 
 
 @contextmanager
@@ -81,22 +115,29 @@ class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise Unrepeatable(f"{name} cannot be repeated")
         out = func(*args, **(kwargs or {}))
         # Aliases without a history: a tape must not keep the graph of the update that was recorded.
-        given, named, made = tree_map(_plain, args), tree_map(_plain, kwargs or {}), [_plain(t) for t in _tensors(out)]
+        given, named, made = tree_map(_plain, args), tree_map(_plain, kwargs or {}), [t.detach() for t in _tensors(out)]
         self.tape.keep(*made)
+        reads = frozenset(_memory(t) for t in _tensors((given, named)))
+        fresh = {_memory(t): t.untyped_storage().nbytes() for t in made if _memory(t) not in reads}
         if func._schema.is_mutable:
-            self._write(func, given, named)
-        elif name not in _EMPTY and _fresh(made, (given, named)):
+            self._write(_Operation(_bound(func, given, named), reads, {}, reads, False, ()))
+        elif name not in _EMPTY and fresh:  # a view of its input needs no repetition
             into = _out_variant(func)
             if into is None:
-                self.tape.operations.append(lambda: _copy(made, func(*given, **named)))
+                call: Callable[[], object] = lambda: _copy(made, func(*given, **named))  # noqa: E731
             else:
                 overload, names = into
-                self._write(overload, given, {**named, **dict(zip(names, made, strict=True))})
+                call = _bound(overload, given, {**named, **dict(zip(names, made, strict=True))})
+            self._write(_Operation(call, reads, fresh, frozenset(), name in _CONSTANT, ()))
         return out
 
-    def _write(self, func: Any, args: Any, kwargs: Any) -> None:
-        call = func._op  # the overload's own checks were done while recording
-        self.tape.operations.append(lambda: call(*args, **kwargs))
+    def _write(self, operation: _Operation) -> None:
+        self.tape.operations.append(operation)
+
+
+def _bound(func: Any, args: Any, kwargs: Any) -> Callable[[], object]:
+    call = func._op  # the overload's own checks were done while recording
+    return lambda: call(*args, **kwargs)
 
 
 def _plain(leaf: object) -> object:
@@ -107,10 +148,14 @@ def _tensors(tree: object) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
 
 
-def _fresh(made: list[Any], given: object) -> bool:
-    """Whether an operation made memory of its own; a view of its input needs no repetition."""
-    memory = {t.untyped_storage().data_ptr() for t in _tensors(given)}
-    return any(t.untyped_storage().data_ptr() not in memory for t in made)
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _within(addresses: Sequence[int], start: int, count: int) -> bool:
+    """Whether one of the sorted addresses lies in a piece of memory."""
+    at = bisect_left(addresses, start)
+    return at < len(addresses) and addresses[at] < start + count
 
 
 def _copy(into: list[Any], out: object) -> None:
@@ -143,7 +188,8 @@ def _native_calls(tape: Tape) -> Iterator[None]:
         def written(*args: Any) -> None:
             call(*args)
             if threading.get_ident() == own:
-                tape.operations.append(lambda: call(*args))
+                addresses = tuple([a for a in args if isinstance(a, int)])
+                tape.operations.append(_Operation(lambda: call(*args), frozenset(), {}, frozenset(), False, addresses))
 
         return written
 

@@ -1,8 +1,9 @@
 """SmoothingController: signals in, Mix out.
 
 The controller owns the clock since the switch and one weight per component and population member. A weight follows a
-curve (`schedules`) or an adaptive rule (`adaptive`) behind one interface; the share of offline rows in the online
-objective's batch is an axis of its own. It never looks inside an agent, so it also smooths two losses of your own:
+curve (`schedules`) or an adaptive rule (`gate`, `adaptive`) behind one interface; the share of offline rows in the
+online objective's batch is an axis of its own. It never looks inside an agent, so it also smooths two losses of your
+own:
 
     smoothing = SmoothingController("linear:5000")
     smoothing.start()                                    # at the switch
@@ -14,19 +15,18 @@ objective's batch is an axis of its own. It never looks inside an agent, so it a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from o2o_smooth.smoothing.adaptive import AdaptiveRule, PerformanceGate, PerformanceGateConfig
 from o2o_smooth.smoothing.objective import COMPONENTS, MODES, Mix, Mode, effective_weight, raw_weight
+from o2o_smooth.smoothing.rules import RuleSettings, make_rule
 from o2o_smooth.smoothing.schedules import Schedule, Stay, parse_schedule
+from o2o_smooth.smoothing.signals import AdaptiveRule, Weights
 
-Weights = NDArray[np.float64]  # (M,)
 Unit = Literal["env_steps", "updates"]
 WeightIn = Literal["raw", "effective"]
 NORM_DECAY = 0.9  # of the running gradient norms; they are measured every few hundred updates
@@ -59,16 +59,20 @@ class SmoothingController:
     """See the module docstring.
 
     Args:
-        schedule: A curve, an adaptive rule, or text: see `parse_schedule`; also `performance_gate[:STEPS]`.
+        schedule: A curve, an adaptive rule, or the text of one; see `make_rule`.
         ramp_steps: Length for a text without one.
-        overrides: Component -> its own curve. `value` follows `critic` unless given.
+        overrides: Component -> its own curve. `value` follows `critic` unless given; an adaptive rule may bring curves
+            for components without one.
         offline_share: Share of offline rows in the online objective's batch, fixed or annealed.
         members: M, population members.
+        lanes: Parallel environments per member, for an adaptive rule that is given as text.
         unit: What the curves count: environment steps per member, or updates.
         weight_in: `raw`: the curve is w. `effective`: the curve is the share of the online gradient in the step, and w
             is solved from measured gradient norms (`observe_gradients`).
         mode: How agents blend; see `Mix`.
         random_return: Return of a random policy, where known; adaptive rules measure from there.
+        reference_return: Return of the reference policy, where known.
+        settings: Of an adaptive rule that is given as text.
 
     Raises:
         ValueError: An unknown schedule, component, unit or mode.
@@ -82,10 +86,13 @@ class SmoothingController:
         overrides: Mapping[str, Schedule | str] | None = None,
         offline_share: OfflineShare | float = 0.0,
         members: int = 1,
+        lanes: int = 1,
         unit: Unit = "env_steps",
         weight_in: WeightIn = "raw",
         mode: Mode = "loss",
         random_return: float | None = None,
+        reference_return: float | None = None,
+        settings: RuleSettings | None = None,
     ) -> None:
         if unit not in ("env_steps", "updates"):
             raise ValueError(f"unit must be env_steps or updates, got '{unit}'")
@@ -95,7 +102,15 @@ class SmoothingController:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got '{mode}'")
         self.members, self.unit, self.weight_in, self.mode = members, unit, weight_in, mode
         if isinstance(schedule, str):
-            schedule = make_rule(schedule, ramp_steps, members=members, random_return=random_return)
+            schedule = make_rule(
+                schedule,
+                ramp_steps,
+                members=members,
+                lanes=lanes,
+                random_return=random_return,
+                reference_return=reference_return,
+                settings=settings,
+            )
         self.rule = schedule
         if not isinstance(self.rule, Schedule) and self.rule.members != members:
             raise ValueError(f"the adaptive rule has {self.rule.members} members, the controller {members}")
@@ -106,11 +121,14 @@ class SmoothingController:
             self.overrides[name] = parse_schedule(curve, ramp_steps) if isinstance(curve, str) else curve
         if "critic" in self.overrides:
             self.overrides.setdefault("value", self.overrides["critic"])
+        if not isinstance(self.rule, Schedule):
+            self.overrides = dict(self.rule.curves) | self.overrides
         self.offline_share = offline_share if isinstance(offline_share, OfflineShare) else OfflineShare(offline_share)
         self.started = False
         self.env_steps = 0
         self.updates = 0
         self._norms: dict[str, tuple[Weights, Weights]] = {}
+        self._measured = -1  # the latest of the rule's measurements, by its number
         self._mix: Mix | None = None
 
     # The clock
@@ -145,10 +163,40 @@ class SmoothingController:
 
     # Signals
 
-    def observe_episodes(self, member: int, returns: Sequence[float], lane: int = 0) -> None:
-        """Undiscounted returns of episodes that a member's parallel environment (lane) has just finished."""
+    def observe_episodes(
+        self, member: int, returns: Sequence[float], lane: int = 0, lengths: Sequence[int] | None = None
+    ) -> None:
+        """Undiscounted returns of episodes that a member's parallel environment (lane) has just finished.
+
+        Args:
+            member: Whose.
+            returns: One per episode.
+            lane: Which of its parallel environments.
+            lengths: In steps, one per episode; some rules need them.
+        """
         if self.started and not isinstance(self.rule, Schedule):
-            self.rule.observe_episodes(member, returns, lane)
+            self.rule.observe_episodes(member, returns, lane, lengths)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What must be measured for the rule, now and then; names in `SIGNALS`."""
+        return frozenset() if isinstance(self.rule, Schedule) else self.rule.needs
+
+    def due(self) -> frozenset[str]:
+        """What is to be measured now and given to `observe`: a matter of the clock alone."""
+        if not self.started or isinstance(self.rule, Schedule) or not self.rule.needs:
+            return frozenset()
+        return self.rule.needs if self.t // self.rule.every > self._measured else frozenset()
+
+    def observe(self, signals: Mapping[str, Weights]) -> None:
+        """Measurements, (M,) each; a rule for which none is due does not hear of them.
+
+        Raises:
+            ValueError: One that is due is missing, or not finite.
+        """
+        if self.due() and not isinstance(self.rule, Schedule):
+            self.rule.observe(signals)
+            self._measured = int(self.t // self.rule.every)
 
     @property
     def needs_gradients(self) -> bool:
@@ -266,6 +314,7 @@ class SmoothingController:
             "updates": self.updates,
             "rule": None if isinstance(self.rule, Schedule) else self.rule.state_dict(),
             "norms": {k: [a.tolist(), b.tolist()] for k, (a, b) in self._norms.items()},
+            "measured": self._measured,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -281,45 +330,5 @@ class SmoothingController:
         self.started = bool(state["started"])
         self.env_steps, self.updates = int(state["env_steps"]), int(state["updates"])
         self._norms = {k: (np.array(a), np.array(b)) for k, (a, b) in state["norms"].items()}
+        self._measured = int(state.get("measured", -1))
         self._mix = None
-
-
-def make_rule(
-    text: str,
-    ramp_steps: float | None = None,
-    *,
-    members: int = 1,
-    lanes: int = 1,
-    random_return: float | None = None,
-    gate: PerformanceGateConfig | None = None,
-) -> Schedule | AdaptiveRule:
-    """Read a curve or an adaptive rule (`performance_gate[:STEPS]`) from its text form.
-
-    Args:
-        text: See `parse_schedule`.
-        ramp_steps: Length for a text without one.
-        members: M.
-        lanes: Parallel environments per member.
-        random_return: Return of a random policy, where known.
-        gate: Further settings of the performance gate; its ramp length is replaced.
-
-    Raises:
-        ValueError: The text cannot be read.
-    """
-    name, _, number = text.partition(":")
-    if name.strip() != "performance_gate":
-        try:
-            return parse_schedule(text, ramp_steps)
-        except ValueError as error:
-            if "there is no curve" in str(error):
-                raise ValueError(f"{error}; adaptive: performance_gate:STEPS") from None
-            raise
-    if number:
-        try:
-            ramp_steps = float(number)
-        except ValueError:
-            raise ValueError(f"schedule '{text}': '{number}' is not a number") from None
-    if ramp_steps is None:
-        raise ValueError(f"schedule '{text}': how long? write performance_gate:STEPS or give the ramp length")
-    config = replace(gate or PerformanceGateConfig(), ramp_steps=ramp_steps)
-    return PerformanceGate(config, members=members, lanes=lanes, random_return=random_return)

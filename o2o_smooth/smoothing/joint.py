@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from o2o_smooth.smoothing.adaptive import AdaptiveRule
-from o2o_smooth.smoothing.controller import SmoothingController, Weights
+from o2o_smooth.smoothing.controller import SmoothingController
 from o2o_smooth.smoothing.objective import COMPONENTS, Mix
 from o2o_smooth.smoothing.schedules import Schedule
+from o2o_smooth.smoothing.signals import AdaptiveRule, Weights
 
 
 class JointController(SmoothingController):
@@ -117,10 +117,26 @@ class JointController(SmoothingController):
         index = int(np.searchsorted(self._firsts, member, side="right")) - 1
         return self.parts[index], member - self._firsts[index]
 
-    def observe_episodes(self, member: int, returns: Sequence[float], lane: int = 0) -> None:
+    def observe_episodes(
+        self, member: int, returns: Sequence[float], lane: int = 0, lengths: Sequence[int] | None = None
+    ) -> None:
         """See `SmoothingController.observe_episodes`."""
         part, position = self._part(member)
-        part.observe_episodes(position, returns, lane)
+        part.observe_episodes(position, returns, lane, lengths)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """See `SmoothingController.needs`."""
+        return frozenset().union(*(part.needs for part in self.parts))
+
+    def due(self) -> frozenset[str]:
+        """What is due for any part; see `SmoothingController.due`."""
+        return frozenset().union(*(part.due() for part in self.parts))
+
+    def observe(self, signals: Mapping[str, Weights]) -> None:
+        """Every part hears of what is due for it, as it would alone."""
+        for part, first, end in zip(self.parts, self._firsts, self._firsts[1:], strict=False):
+            part.observe({name: np.asarray(values)[first:end] for name, values in signals.items()})
 
     @property
     def needs_gradients(self) -> bool:

@@ -23,8 +23,8 @@ from torch import Tensor
 
 COMPONENTS = ("actor", "critic", "value", "temperature")
 Kind = Literal["offline", "mixed", "online"]
-Mode = Literal["loss", "target", "matched"]
-MODES: tuple[Mode, ...] = ("loss", "target", "matched")
+Mode = Literal["loss", "target", "matched", "projected"]
+MODES: tuple[Mode, ...] = ("loss", "target", "matched", "projected")
 Noise = Mapping[str, Tensor]  # named draws, (M, n, B, A) each; equal names in two objectives are the same draws
 
 
@@ -67,7 +67,8 @@ class Mix:
         weights: Component -> weight per member, (M,), on the host.
         offline_fraction: Share of offline rows in the batch the online objective sees.
         mode: `loss` blends losses; `target` blends the critic's TD targets and regresses on them; `matched` brings the
-            two gradients of a component to one norm before blending.
+            two gradients of a component to one norm before blending; `projected` takes from each what opposes the
+            other.
     """
 
     weights: Mapping[str, NDArray[np.float64]]
@@ -169,6 +170,32 @@ def match_gradients(offline: Sequence[Tensor], online: Sequence[Tensor], w: Tens
         return scale.view(-1, *([1] * (like.dim() - 1)))
 
     return [per_member(scale_off, a) * a + per_member(scale_on, b) * b for a, b in zip(offline, online, strict=True)]
+
+
+def project_gradients(offline: Sequence[Tensor], online: Sequence[Tensor], w: Tensor) -> list[Tensor]:
+    """Blend two gradients of one component after taking from each what conflicts with the other, per member.
+
+    Where their inner product is negative, each is projected onto the normal plane of the other (as it was given); where
+    it is not, nothing is taken. At w = 0 and w = 1 the pure gradients are left as they are.
+
+    Source: PCGrad (Yu et al. 2020, arXiv 2001.06782, algorithm 1) for two tasks of losses (1 - w) L_off and w L_on.
+    """
+    dots = member_dots(offline, online).clamp_max(0.0)
+    inside = (w > 0) & (w < 1)
+
+    def share_of(other: Sequence[Tensor]) -> Tensor:
+        squared = member_norms(other).square()
+        seen = inside & (squared > 0)
+        return torch.where(seen, dots / torch.where(seen, squared, torch.ones_like(squared)), 0.0)
+
+    of_online, of_offline = share_of(online), share_of(offline)  # what each loses, in units of the other
+
+    def per_member(value: Tensor, like: Tensor) -> Tensor:
+        return value.view(-1, *([1] * (like.dim() - 1)))
+
+    # One factor per gradient: (1 - w) (a - x b) + w (b - y a).
+    off, on = (1 - w) - w * of_offline, w - (1 - w) * of_online
+    return [per_member(off, a) * a + per_member(on, b) * b for a, b in zip(offline, online, strict=True)]
 
 
 def effective_weight(

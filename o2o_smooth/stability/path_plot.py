@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from o2o_smooth.files import written_whole
 from o2o_smooth.stability.lettering import GREY, INK, Label, amount, headings, label_right
 from o2o_smooth.stability.path import interval
-from o2o_smooth.stability.plots import COLOURS
+from o2o_smooth.stability.sheet import COLOURS
 
 
 def plot_path(shares: ArrayLike, scores: ArrayLike, path: Path, *, title: str, subtitle: str, unit: str) -> Path:

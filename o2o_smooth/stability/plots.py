@@ -7,26 +7,22 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike, NDArray
 
-from o2o_smooth.files import written_whole
+from o2o_smooth.stability import sheet
 from o2o_smooth.stability.curves import Curve, PretrainCurve, Unit
-from o2o_smooth.stability.lettering import GREY, INK, LABEL_SIZE, Label, amount, count, headings, label_right, ticks
+from o2o_smooth.stability.lettering import GREY, INK, LABEL_SIZE, Label, amount, count, headings, label_right
 from o2o_smooth.stability.origin import Origin, check_comparable, offline_data, provenances
+from o2o_smooth.stability.sheet import arm_colours, dress, log_time, new_figure
 
 FloatArray = NDArray[np.float64]
 Weights = Mapping[str, tuple[ArrayLike, ArrayLike]]
+Bands = Mapping[str, tuple[FloatArray, FloatArray, FloatArray]]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, told apart with every common colour blindness; after seven arms the line style changes."""
-
-_STYLES = ("-", "--", ":")
-_FAINT = "#E6E6E6"
+_FEW_ARMS = 3  # beside bands, the lines of more arms' seeds would be a thicket
 _Y_LABEL: dict[Unit, str] = {
     "score": "score  (0 random, 100 reference)",
     "return": "return of an episode",
@@ -45,6 +41,36 @@ def plot_switch(
     ramp_end: float | None = None,
     mix_provenance: bool = False,
 ) -> Path:
+    """Draw the arms of a comparison into a file, as `switch_figure` does; it appears there whole or not at all.
+
+    Returns:
+        `path`.
+    """
+    figure = switch_figure(
+        arms,
+        title=title,
+        subtitle=subtitle,
+        reference=reference,
+        weights=weights,
+        unit=unit,
+        ramp_end=ramp_end,
+        mix_provenance=mix_provenance,
+    )
+    return _save(figure, path)
+
+
+def switch_figure(
+    arms: Mapping[str, Sequence[Curve]],
+    *,
+    title: str,
+    subtitle: str = "",
+    reference: Mapping[str, float] | None = None,
+    weights: Weights | None = None,
+    unit: Unit = "score",
+    ramp_end: float | None = None,
+    mix_provenance: bool = False,
+    bands: Bands | None = None,
+) -> Figure:
     """Draw the arms of a comparison from the switch on: a thin line a seed, a thick one for their mean.
 
     The time axis is log(1 + t / first evaluation): the first steps, where a jump falls, are as wide as the rest. The
@@ -52,7 +78,6 @@ def plot_switch(
 
     Args:
         arms: Curves by the name of their arm, in the order of their colours.
-        path: Where the picture goes; it appears there whole or not at all.
         title: The heading.
         subtitle: A line under it: task, seeds, budget.
         reference: More horizontal lines by name, such as another policy's score.
@@ -60,9 +85,8 @@ def plot_switch(
         unit: What the curves are in.
         ramp_end: Where the ramp ends, in environment steps.
         mix_provenance: Draw scores from data of different provenance all the same; the subtitle says so then.
-
-    Returns:
-        `path`.
+        bands: By arm, (env steps, low, high) of the interval of its mean; NaN leaves a gap. Beside the bands of more
+            than three arms the seeds' own lines are left out.
 
     Raises:
         ValueError: No arm, or an arm without curves.
@@ -70,17 +94,19 @@ def plot_switch(
     """
     _check(arms)
     check_comparable(arms, mix_provenance=mix_provenance)
-    figure = _figure(height=5.6 if weights else 4.6)
+    figure = new_figure(height=5.6 if weights else 4.6)
     rows = figure.subplots(
         2 if weights else 1, 1, sharex=True, squeeze=False, height_ratios=[4.6, 1] if weights else [1]
     )
     axes = [row[0] for row in rows]
-    colours = _colours(arms)
-    _draw_arms(axes[0], arms, colours, reference or {})
+    colours = arm_colours(arms)
+    for arm, (steps, low, high) in (bands or {}).items():
+        axes[0].fill_between(steps, low, high, color=colours[arm][0], alpha=0.12, lw=0, zorder=1.8)
+    _draw_arms(axes[0], arms, colours, reference or {}, seeds=not bands or len(arms) <= _FEW_ARMS)
     _finish_switch_axes(axes, arms, colours, weights, ramp_end, fraction=0.075)
     axes[0].set_ylabel(_Y_LABEL[unit])
     headings(figure, title, _warned(arms, subtitle))
-    return _save(figure, path)
+    return figure
 
 
 def plot_run(
@@ -119,7 +145,7 @@ def plot_run(
     """
     if not curves and not pretraining:
         raise ValueError("there is nothing to draw: neither curves nor pretraining")
-    figure = _figure(height=5.0 if weights and curves else 4.1)
+    figure = new_figure(height=5.0 if weights and curves else 4.1)
     both = bool(curves) and bool(pretraining)
     grid = figure.add_gridspec(
         2 if weights and curves else 1,
@@ -129,7 +155,7 @@ def plot_run(
     )
     arms = {f"mean of {len(curves)}" if len(curves) > 1 else f"seed {curves[0].seed}": list(curves)} if curves else {}
     check_comparable({"this run": [*curves, *pretraining]}, mix_provenance=mix_provenance)
-    colours = _colours(arms)
+    colours = arm_colours(arms)
     left: Axes | None = None
     if pretraining:
         left = figure.add_subplot(grid[0, 0])
@@ -160,24 +186,13 @@ def _warned(arms: Mapping[str, Sequence[Origin]], subtitle: str) -> str:
     return f"MIXED PROVENANCE ({', '.join(mixed)}); {subtitle}" if len(mixed) > 1 else subtitle
 
 
-def _figure(*, height: float) -> Figure:
-    """An empty sheet with room kept by the layout engine, so that nothing overlaps."""
-    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, hspace=0.02, wspace=0.0)
-    figure = Figure(figsize=(7.6, height), dpi=170, layout=layout, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _colours(arms: Mapping[str, Sequence[Curve]]) -> dict[str, tuple[str, str]]:
-    """A colour and a line style by arm."""
-    return {arm: (COLOURS[i % 7], _STYLES[i // 7 % 3]) for i, arm in enumerate(arms)}
-
-
 def _draw_arms(
     axes: Axes,
     arms: Mapping[str, Sequence[Curve]],
     colours: Mapping[str, tuple[str, str]],
     reference: Mapping[str, float],
+    *,
+    seeds: bool = True,
 ) -> None:
     """Curves, the line of J0, reference lines, and the name of each at its right end."""
     labels = []
@@ -189,7 +204,7 @@ def _draw_arms(
         labels.append(Label(value, f"{name}  {amount(value)}", GREY, bold=False))
     for arm, curves in arms.items():
         colour, style = colours[arm]
-        for curve in curves:
+        for curve in curves if seeds else ():
             axes.plot(curve.env_steps, curve.scores, color=colour, ls=style, lw=0.7, alpha=0.32, zorder=2)
         steps, mean = _mean([(curve.env_steps, curve.scores) for curve in curves])
         axes.plot(steps, mean, color=colour, ls=style, lw=2.3, zorder=3, solid_capstyle="round", clip_on=False)
@@ -208,7 +223,7 @@ def _draw_arms(
         )
         seen = mean[np.isfinite(mean)]  # a seed that came to NaN leaves a gap; the label says so
         labels.append(Label(float(seen[-1]) if len(seen) else np.nan, f"{arm}  {amount(mean[-1])}", colour, bold=True))
-    _dress(axes)
+    dress(axes)
     axes.margins(y=0.06)
     _show_zero(axes, [curve for curves in arms.values() for curve in curves])
     label_right(axes, [*labels, *_draw_data(axes, arms)])
@@ -252,7 +267,7 @@ def _draw_pretraining(axes: Axes, curves: Sequence[PretrainCurve]) -> None:
         axes.plot(curve.updates, curve.scores, color=GREY, lw=0.7, alpha=0.45, zorder=2)
     updates, mean = _mean([(curve.updates, curve.scores) for curve in curves])
     axes.plot(updates, mean, color=GREY, lw=2.3, zorder=3, marker="o", ms=3.2, mec="white", mew=0.5)
-    _dress(axes)
+    dress(axes)
     axes.margins(x=0.03, y=0.06)
     axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
@@ -273,18 +288,7 @@ def _finish_switch_axes(
     positive = steps[steps > 0]
     first, last = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 1.0)
     main, below = axes[0], axes[-1]
-    main.set_xscale(
-        "function",
-        functions=(
-            lambda t: np.log1p(np.maximum(np.asarray(t) / first, -0.99)),
-            lambda u: np.expm1(np.asarray(u)) * first,
-        ),
-    )
-    main.set_xlim(-0.06 * first, last)
-    below.xaxis.set_major_locator(FixedLocator(ticks(first, last, fraction)))
-    below.xaxis.set_minor_locator(NullLocator())
-    below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
-    below.set_xlabel("environment steps since the switch")
+    log_time(main, below, first, last, fraction)
     if weights:
         _draw_weights(below, weights, colours)
         main.tick_params(axis="x", labelbottom=False)
@@ -314,7 +318,7 @@ def _draw_weights(axes: Axes, weights: Weights, colours: Mapping[str, tuple[str,
         colour, style = colours.get(arm, (GREY, "-"))
         aside = ScaledTranslation(0, -1.7 * same / 72, axes.figure.dpi_scale_trans)
         axes.plot(steps, weight, color=colour, ls=style, lw=1.7, zorder=3 - same / 10, transform=axes.transData + aside)
-    _dress(axes)
+    dress(axes)
     axes.set_ylim(-0.2, 1.2)
     axes.set_yticks([0, 1])
     axes.set_ylabel("online\nweight", fontsize=LABEL_SIZE)
@@ -332,20 +336,6 @@ def _join_at_switch(left: Axes, right: Sequence[Axes]) -> None:
         one.yaxis.label.set(rotation=0, ha="left", va="center")
 
 
-def _dress(axes: Axes) -> None:
-    """Light grid, no box."""
-    axes.set_facecolor("white")
-    axes.grid(axis="y", color=_FAINT, lw=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color("#B0B0B0")
-    axes.tick_params(colors=INK, length=3, color="#B0B0B0", labelsize=9)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-
-
 def _mean(lines: Sequence[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:
     """The mean line over the range that all have, on every step any of them has."""
     first, last = max(float(x[0]) for x, _ in lines), min(float(x[-1]) for x, _ in lines)
@@ -355,11 +345,8 @@ def _mean(lines: Sequence[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, F
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    """Write the picture beside its place and move it there."""
-    path = Path(path)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lstrip(".").lower() or "png")
-    return path
+    """Write the picture."""
+    return sheet.save(figure, path)
 
 
 def _check(arms: Mapping[str, Sequence[Curve]]) -> None:

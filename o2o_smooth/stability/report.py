@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from o2o_smooth.errors import DataError
 from o2o_smooth.stability.curves import Curve, PretrainCurve, Unit, read_curves, read_pretraining
-from o2o_smooth.stability.metrics import RECOVERY_MARGIN, null_dip_from_std, stability_metrics
+from o2o_smooth.stability.metrics import (
+    RECOVERY_MARGIN,
+    StabilityMetrics,
+    null_area_from_std,
+    null_dip_from_std,
+    stability_metrics,
+)
 from o2o_smooth.stability.origin import AND, Origin, check_comparable, offline_data
 
 if TYPE_CHECKING:
@@ -18,9 +26,11 @@ if TYPE_CHECKING:
 __all__ = [
     "DROP_MARGIN",
     "Curve",
+    "Measured",
     "PretrainCurve",
     "Unit",
     "arm_table",
+    "measure",
     "read_curves",
     "read_pretraining",
     "render_table",
@@ -34,12 +44,69 @@ DROP_MARGIN = 8.0
 differed by up to 4.9 points of dip, so less than this is noise."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One curve beside its noise."""
+
+    metrics: StabilityMetrics
+    """What the curve says of the switch."""
+    null_dip: float | None
+    """What evaluation noise alone would show; None where the spread of the episodes is not known."""
+    null_area: float | None
+    """The dip area that noise alone would show; None where the null dip is, or was given."""
+    dropped: bool
+    """Whether the dip exceeds the null dip (0 where not known) by more than `DROP_MARGIN`."""
+    recovered: bool
+    """Whether a curve that dropped came back."""
+    point: float
+    """How much of the curve's unit a point is: returns have none, there it is 1 % of |J0|."""
+
+
+def measure(
+    curve: Curve,
+    *,
+    budget: float | None = None,
+    window: float | None = None,
+    null_dip: float | None = None,
+    random_score: float = 0.0,
+) -> Measured:
+    """Measure one curve beside its null dip.
+
+    Args:
+        curve: One seed's evaluations.
+        budget: As in `stability_metrics`.
+        window: As in `stability_metrics`.
+        null_dip: Where it was measured; else it is estimated from the spread of the episodes at the switch.
+        random_score: As in `stability_metrics`.
+
+    Raises:
+        DataError: The curve has no metrics.
+    """
+    point = abs(float(curve.scores[0])) / 100 if curve.unit == "return" else 1.0
+    try:
+        metrics = stability_metrics(
+            curve.env_steps,
+            curve.scores,
+            budget=budget,
+            window=window,
+            recovery_margin=RECOVERY_MARGIN * point,
+            random_score=random_score,
+        )
+    except ValueError as error:
+        raise DataError(f"arm {curve.arm!r}, seed {curve.seed}: {error}") from error
+    noise = null_dip if null_dip is not None else _estimated_null_dip(curve, window or budget)
+    dropped = metrics.dip_depth > (noise or 0.0) + DROP_MARGIN * point
+    area = None if null_dip is not None else _estimated_null_area(curve, budget)
+    return Measured(metrics, noise, area, dropped, dropped and metrics.recovery_steps is not None, point)
+
+
 def arm_table(
     arms: Mapping[str, Sequence[Curve]],
     *,
     budget: float | None = None,
     null_dips: Mapping[str, float] | None = None,
     mix_provenance: bool = False,
+    window: float | None = None,
 ) -> list[dict[str, Any]]:
     """A row an arm, in the order given, of plain Python values.
 
@@ -60,6 +127,7 @@ def arm_table(
         null_dips: The null dip by arm, where it was measured (`null_dip`). Elsewhere it is estimated, per seed, from
             the spread of the episodes at the switch.
         mix_provenance: Let arms of different provenance share the table all the same; it says so then.
+        window: How long after the switch a minimum counts as the dip; the budget where None.
 
     Raises:
         DataError: An arm without curves, curves of different units, provenance or references, or a curve that has no
@@ -69,7 +137,7 @@ def arm_table(
     if len(units) > 1:
         raise DataError("curves in normalised scores and curves in returns cannot share a table")
     check_comparable(arms, mix_provenance=mix_provenance)
-    return [_arm_row(arm, curves, budget, (null_dips or {}).get(arm)) for arm, curves in arms.items()]
+    return [_arm_row(arm, curves, budget, window, (null_dips or {}).get(arm)) for arm, curves in arms.items()]
 
 
 def render_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -197,25 +265,14 @@ def _pad(text: str, column: int, width: int) -> str:
     return text.ljust(width) if column == 0 else text.rjust(width)
 
 
-def _arm_row(arm: str, curves: Sequence[Curve], budget: float | None, measured: float | None) -> dict[str, Any]:
+def _arm_row(
+    arm: str, curves: Sequence[Curve], budget: float | None, window: float | None, measured: float | None
+) -> dict[str, Any]:
     """The row of one arm."""
     if not curves:
         raise DataError(f"arm {arm!r} has no curves")
-    metrics, null_dips, dropped, recovered = [], [], 0, 0
-    for curve in curves:
-        point = abs(float(curve.scores[0])) / 100 if curve.unit == "return" else 1.0
-        try:
-            mine = stability_metrics(
-                curve.env_steps, curve.scores, budget=budget, recovery_margin=RECOVERY_MARGIN * point
-            )
-        except ValueError as error:
-            raise DataError(f"arm {arm!r}, seed {curve.seed}: {error}") from error
-        noise = measured if measured is not None else _estimated_null_dip(curve, budget)
-        metrics.append(mine)
-        null_dips.append(noise)
-        if mine.dip_depth > (noise or 0.0) + DROP_MARGIN * point:
-            dropped += 1
-            recovered += mine.recovery_steps is not None
+    found = [measure(replace(curve, arm=arm), budget=budget, window=window, null_dip=measured) for curve in curves]
+    metrics, null_dips = [one.metrics for one in found], [one.null_dip for one in found]
     known = [value for value in null_dips if value is not None]
     behaviours = [curve.behaviour for curve in curves if curve.behaviour is not None]
     return {
@@ -228,8 +285,8 @@ def _arm_row(arm: str, curves: Sequence[Curve], budget: float | None, measured: 
         "dip_area": float(np.mean([m.dip_area for m in metrics])),
         "dip_time": float(np.median([m.dip_time for m in metrics])),
         "final": float(np.mean([m.final for m in metrics])),
-        "dropped": dropped,
-        "recovered": recovered,
+        "dropped": sum(one.dropped for one in found),
+        "recovered": sum(one.recovered for one in found),
         "provenance": _joined(curve.provenance for curve in curves),
         "dataset": _joined(curve.dataset for curve in curves),
         "behaviour": float(np.mean(behaviours)) if behaviours else None,
@@ -238,14 +295,30 @@ def _arm_row(arm: str, curves: Sequence[Curve], budget: float | None, measured: 
 
 def _estimated_null_dip(curve: Curve, budget: float | None) -> float | None:
     """The null dip of a curve from the spread of its episodes at the switch."""
+    noise = _noise(curve, budget)
+    if noise is None:
+        return None
+    std, after, switch_episodes, episodes = noise
+    return null_dip_from_std(std, evaluations=int(after.sum()), episodes=episodes, switch_episodes=switch_episodes)
+
+
+def _estimated_null_area(curve: Curve, budget: float | None) -> float | None:
+    """The null area of a curve, likewise."""
+    noise = _noise(curve, budget)
+    if noise is None:
+        return None
+    std, after, switch_episodes, episodes = noise
+    steps = np.append(0.0, curve.env_steps[after])
+    return null_area_from_std(std, steps, episodes=episodes, switch_episodes=switch_episodes)
+
+
+def _noise(curve: Curve, budget: float | None) -> tuple[float, NDArray[np.bool_], int, int] | None:
+    """Spread at the switch, which evaluations count, and the episodes behind J0 and behind one of those."""
     if curve.spread is None or curve.episodes is None or curve.episodes[0] < 2:
         return None  # one episode has no spread, which is not the same as no noise
     after = curve.env_steps > 0
     if budget is not None:
         after &= curve.env_steps <= budget
-    return null_dip_from_std(
-        float(curve.spread[0]),
-        evaluations=int(after.sum()),
-        episodes=int(np.median(curve.episodes[after])),
-        switch_episodes=int(curve.episodes[0]),
-    )
+    if not after.any():
+        return None
+    return float(curve.spread[0]), after, int(curve.episodes[0]), int(np.median(curve.episodes[after]))

@@ -10,6 +10,8 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 from o2o_smooth.agents import AGENTS, AgentConfig
 from o2o_smooth.errors import ConfigError
+from o2o_smooth.smoothing.rules import RETURN_RULES, rule_name
+from o2o_smooth.training.config_adaptive import AdaptiveConfig
 from o2o_smooth.training.config_files import apply_values, read_toml, unknown
 from o2o_smooth.training.config_groups import REGIME_SHARE, EvaluationConfig, Regime, SmoothingConfig
 from o2o_smooth.training.config_hygiene import AnchorConfig, AveragingConfig, HygieneConfig, check_hygiene
@@ -18,6 +20,7 @@ from o2o_smooth.training.run_presets import run_preset
 
 __all__ = [
     "REGIME_SHARE",
+    "AdaptiveConfig",
     "AnchorConfig",
     "AveragingConfig",
     "EvaluationConfig",
@@ -43,6 +46,8 @@ class RunConfig(Generic[C]):
     """The agent's settings."""
     smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
     """How the offline objective gives way to the online one."""
+    adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
+    """Settings of the adaptive rules."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """When and how the policy is evaluated."""
     hygiene: HygieneConfig = field(default_factory=HygieneConfig)
@@ -161,8 +166,11 @@ class RunConfig(Generic[C]):
             raise ConfigError(f"reward_scale must be positive, got {self.reward_scale}")
         if self.reward_shift is not None and not math.isfinite(self.reward_shift):
             raise ConfigError(f"reward_shift must be finite, got {self.reward_shift}")
-        if self.random_steps and self.smoothing.schedule.startswith("performance_gate"):
-            raise ConfigError("random_steps would make random episodes the performance gate's yardstick; leave one out")
+        rule = rule_name(self.smoothing.schedule)
+        if self.random_steps and rule in RETURN_RULES:
+            raise ConfigError(f"random_steps would make random episodes the yardstick of {rule}; leave one out")
+        if rule == "td_gate" and self.smoothing.regime == "discard":
+            raise ConfigError("td_gate compares with offline rows, and regime discard keeps none; use retain or mixed")
         if self.offline_updates == 0 and self.online_steps == 0 and self.pretrained is None:
             raise ConfigError("nothing to do: offline_updates and online_steps are both 0")
         check_hygiene(self)

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from o2o_smooth.errors import ConfigError
-from o2o_smooth.smoothing import OfflineShare, PerformanceGateConfig, SmoothingController
-from o2o_smooth.smoothing.controller import make_rule
-from o2o_smooth.smoothing.schedules import parse_schedule
+from o2o_smooth.smoothing import OfflineShare, RuleSettings, SmoothingController, make_rule, parse_schedule
 
 Regime = Literal["retain", "mixed", "discard"]
 REGIME_SHARE: dict[str, float] = {"retain": 0.0, "mixed": 0.5, "discard": 0.0}
@@ -21,8 +19,8 @@ class SmoothingConfig:
     schedule: str = "linear"
     """Weight of the online objective over time: jump | stay | linear | cosine | exponential | sigmoid | power | steps,
     each with its own length (linear:5000) or --ramp-steps, with modifiers in front (hold:1000+linear,
-    floor:0.2+linear); or the adaptive performance_gate, which advances while the return holds and retreats when it does
-    not."""
+    floor:0.2+linear). Or a rule that moves on signals: performance_gate, which advances while the return holds and
+    retreats when it does not; return_pd, kl_gate, td_gate, gradient_agreement."""
     ramp_steps: int = 5000
     """Length of the ramp, in --ramp-unit."""
     ramp_unit: Literal["env_steps", "updates"] = "env_steps"
@@ -37,8 +35,9 @@ class SmoothingConfig:
     """The temperature's own curve."""
     weight_in: Literal["raw", "effective"] = "raw"
     """raw: the curve is the weight w. effective: the curve is the share of the online gradient in the step."""
-    mode: Literal["loss", "target", "matched"] = "loss"
-    """loss: blend the losses. target: blend the TD targets. matched: bring both gradients to one norm first."""
+    mode: Literal["loss", "target", "matched", "projected"] = "loss"
+    """loss: blend the losses. target: blend the TD targets. matched: bring both gradients to one norm first. projected:
+    take from each gradient what conflicts with the other first (PCGrad)."""
     regime: Regime = "retain"
     """retain: offline loss on offline rows, online loss on online rows. mixed: both on one batch of both kinds of rows.
     discard: the offline rows are gone at the switch."""
@@ -48,15 +47,6 @@ class SmoothingConfig:
     """Where that share is annealed to; default: it stays."""
     offline_fraction_schedule: str = "linear"
     """The curve along which the share is annealed."""
-    gate_share: float = 0.85
-    """performance_gate: open while the running return is at least this share of the return at the switch (measured from
-    the random policy's, where known)."""
-    gate_retreat: float = 2.0
-    """performance_gate: speed of retreat relative to advance; 0 holds instead."""
-    gate_interval: float = 250.0
-    """performance_gate: steps between decisions, in --ramp-unit."""
-    gate_episodes: int = 4
-    """performance_gate: episodes in the yardstick at the switch, and in the running return."""
 
     def __post_init__(self) -> None:
         if self.ramp_steps < 1:
@@ -72,13 +62,22 @@ class SmoothingConfig:
             raise ConfigError("regime discard has no offline rows: offline_fraction must be 0 (or choose regime mixed)")
         if self.offline_fraction_end is None and self.offline_fraction_schedule != "linear":
             raise ConfigError("offline_fraction_schedule has no effect without offline_fraction_end")
-        self.controller(members=1)  # every text must be readable now, not at the switch
+        # Every text must be readable now, not at the switch; whether the task has references is asked once it is known.
+        self.controller(members=1, random_return=0.0, reference_return=1.0)
 
-    def controller(self, *, members: int, lanes: int = 1, random_return: float | None = None) -> SmoothingController:
+    def controller(
+        self,
+        *,
+        members: int,
+        lanes: int = 1,
+        random_return: float | None = None,
+        reference_return: float | None = None,
+        rules: RuleSettings | None = None,
+    ) -> SmoothingController:
         """The controller these settings describe, for `members` with `lanes` parallel environments each.
 
         Raises:
-            ConfigError: A schedule that cannot be read.
+            ConfigError: A schedule that cannot be read, or a rule that needs returns the task does not have.
         """
         share = REGIME_SHARE[self.regime] if self.offline_fraction is None else self.offline_fraction
         overrides = {
@@ -87,13 +86,6 @@ class SmoothingConfig:
             if (text := getattr(self, f"{name}_schedule")) is not None
         }
         try:
-            gate = PerformanceGateConfig(
-                share=self.gate_share,
-                retreat=self.gate_retreat,
-                interval=self.gate_interval,
-                reference_episodes=self.gate_episodes,
-                window=self.gate_episodes,
-            )
             return SmoothingController(
                 make_rule(
                     self.schedule,
@@ -101,7 +93,8 @@ class SmoothingConfig:
                     members=members,
                     lanes=lanes,
                     random_return=random_return,
-                    gate=gate,
+                    reference_return=reference_return,
+                    settings=rules,
                 ),
                 ramp_steps=self.ramp_steps,
                 overrides=overrides,

@@ -34,6 +34,7 @@ from o2o_smooth.smoothing.objective import COMPONENTS
 from o2o_smooth.training.audit import Audit
 from o2o_smooth.training.learner import Learner
 from o2o_smooth.training.seeding import Stream, generator
+from o2o_smooth.training.signals import Signals
 
 Overlap = Literal["auto", "on", "off"]
 NORMS_EVERY = 100  # updates between measurements of gradient norms where the curve is in effective weight
@@ -129,6 +130,7 @@ def finetune(
     next_log = 0
     controller.start()
     try:
+        measured = Signals(learner, controller) if controller.needs else None
         while True:
             t = collector.env_steps
             if t < settings.env_steps:
@@ -147,6 +149,8 @@ def finetune(
                     controller.advance(updates=1)
                 info = learner.online_updates(mixes)
                 updates = until
+            if measured is not None:
+                measured.measure()
             if audit is not None and updates:
                 audit.look(t, updates, controller.mix())
             if t >= next_log and info:
@@ -171,7 +175,9 @@ def finetune(
                     audit.finish(t, updates, controller.mix())
                 return
             for episode in collector.finish():
-                controller.observe_episodes(episode.member, [episode.episode_return], lane=episode.lane)
+                controller.observe_episodes(
+                    episode.member, [episode.episode_return], lane=episode.lane, lengths=[episode.length]
+                )
                 returns[episode.member].append(episode.episode_return)
             controller.advance(env_steps=settings.clock(collector.env_steps) - settings.clock(t))
     finally:

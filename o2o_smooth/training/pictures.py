@@ -11,12 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from o2o_smooth.errors import O2OError
-from o2o_smooth.smoothing import parse_schedule
+from o2o_smooth.smoothing import parse_schedule, rule_name
 from o2o_smooth.stability.curves import Curve, read_curves, read_pretraining
 from o2o_smooth.stability.origin import Origin, offline_data
 from o2o_smooth.stability.plots import plot_run, plot_switch
-
-ADAPTIVE = "performance_gate"
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:
@@ -48,7 +46,7 @@ def read_weight(run_dir: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]
 def ramp_end(manifest: Mapping[str, Any]) -> float | None:
     """Where a curve stops moving, in environment steps; None where it never moves or moves on signals."""
     smoothing = manifest["config"]["smoothing"]
-    if smoothing["schedule"].startswith(ADAPTIVE) or smoothing["ramp_unit"] != "env_steps":
+    if rule_name(smoothing["schedule"]) is not None or smoothing["ramp_unit"] != "env_steps":
         return None
     curve = parse_schedule(smoothing["schedule"], smoothing["ramp_steps"])
     budget = manifest["config"]["online_steps"]
@@ -78,7 +76,7 @@ def draw_run(run_dir: Path) -> Path:
         curves,
         run_dir / "stability.png",
         title=f"{manifest['task']['id']}: {manifest['agent']}{online}",
-        subtitle=_subtitle({"": curves or pretraining}),
+        subtitle=describe_arms({"": curves or pretraining}),
         pretraining=pretraining,
         weights=read_weight(run_dir) if curves else None,
         unit=curves[0].unit if curves else pretraining[0].unit,
@@ -110,7 +108,7 @@ def draw_arms(
         curves,
         path,
         title=title,
-        subtitle=_subtitle(curves),
+        subtitle=describe_arms(curves),
         weights=weights or None,
         unit=next(iter(curves.values()))[0].unit,
         ramp_end=ends[0] if len(set(ends)) == 1 else None,
@@ -119,7 +117,7 @@ def draw_arms(
     return curves
 
 
-def _subtitle(arms: Mapping[str, Sequence[Origin]]) -> str:
+def describe_arms(arms: Mapping[str, Sequence[Origin]]) -> str:
     """Seeds and offline data of the arms; which arm learned from which where that differs."""
     counts = sorted({len(curves) for curves in arms.values()})
     seeds = f"{counts[0]} seed{'s' if counts != [1] else ''}"

@@ -18,7 +18,7 @@ from o2o_smooth.data.normalize import RewardMap
 from o2o_smooth.data.sources import load_dataset
 from o2o_smooth.envs import Task, check_vectorizer, find_task, make_env
 from o2o_smooth.errors import CheckpointError, ConfigError
-from o2o_smooth.smoothing.objective import COMPONENTS
+from o2o_smooth.smoothing import COMPONENTS, SmoothingController
 from o2o_smooth.training.checkpoint import SwitchRecord, load_checkpoint
 from o2o_smooth.training.compiling import decide
 from o2o_smooth.training.config import RunConfig
@@ -102,6 +102,8 @@ def prepare_population(
     task = find_task(config.task)
     if config.online_steps > 0:
         check_vectorizer(task, config.vectorizer)
+        for each in configs:
+            make_controller(each, task, members=1)  # rather than at the switch
     env = make_env(task)
     obs_space, action_space = env.observation_space, env.action_space
     env.close()
@@ -201,6 +203,21 @@ def _return_range_scale(dataset: Dataset | None) -> float:
     returns = dataset.transitions.episode_returns
     width = float(returns.max() - returns.min())
     return RETURN_RANGE / width if width > 0 else 1.0
+
+
+def make_controller(config: RunConfig[Any], task: Task, *, members: int) -> SmoothingController:
+    """The controller of a run's members.
+
+    Raises:
+        ConfigError: An adaptive rule that needs what the task does not have.
+    """
+    return config.smoothing.controller(
+        members=members,
+        lanes=config.num_envs,
+        random_return=task.ref_random,
+        reference_return=task.ref_expert,
+        rules=config.adaptive.rules(),
+    )
 
 
 def needs_dataset(config: RunConfig[Any]) -> bool:

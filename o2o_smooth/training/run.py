@@ -35,7 +35,7 @@ from o2o_smooth.training.hygiene import TendedLearner
 from o2o_smooth.training.output import Diverged, Output, Values, own_metrics
 from o2o_smooth.training.parity import check_parity
 from o2o_smooth.training.parity_walks import Paths
-from o2o_smooth.training.prepare import Prepared, prepare
+from o2o_smooth.training.prepare import Prepared, make_controller, prepare
 from o2o_smooth.training.progress import ProgressSink, Silent
 from o2o_smooth.training.seeding import Stream, env_seeds, online_seed
 
@@ -206,8 +206,7 @@ class Run:
         if any(streams):
             agent.draws = make_draws([online_seed(s, k) for s, k in members], agent.device, agent.dtype)
         self._controllers = [
-            output.config.smoothing.controller(members=len(output.seeds), lanes=n, random_return=self.task.ref_random)
-            for output in self.outputs
+            make_controller(output.config, self.task, members=len(output.seeds)) for output in self.outputs
         ]
         controller = self._controllers[0] if len(self._controllers) == 1 else JointController(self._controllers)
         self._compare_rates(records)

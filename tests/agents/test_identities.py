@@ -167,6 +167,24 @@ def test_matched_mode_gives_both_objectives_one_gradient_norm() -> None:
     torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=0)
 
 
+def test_projected_mode_takes_out_what_conflicts() -> None:
+    """|step|^2 from the two norms and the cosine alone; a member whose gradients agree takes the plain blend."""
+    agent = make_agent("iql", "sac")
+    report = agent.gradient_report(three_rows())
+    w = 0.25
+    agent.update(three_rows(), mix=Mix.uniform(w, 2, "projected"))
+    for name in ("actor", "critic"):
+        group = agent.networks.component_parameters()[name]
+        gradient = torch.stack([g.reshape(2, -1).square().sum(1) for p in group if (g := p.grad) is not None]).sum(0)
+        r = report[name]
+        a, b, cosine = (1 - w) * r.norm_offline, w * r.norm_online, r.cosine
+        plain = a.square() + b.square() + 2 * a * b * cosine
+        # Both lose their part along the other; what is left of them stands at the supplementary angle.
+        conflicting = (1 - cosine.square()) * (a.square() + b.square() - 2 * a * b * cosine)
+        expected = torch.where(cosine < 0, conflicting, plain)
+        torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=0)
+
+
 def test_target_mode_regresses_on_the_blended_target() -> None:
     w = 0.3
     agent = make_agent("iql", "sac")

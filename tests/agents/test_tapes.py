@@ -228,6 +228,24 @@ def test_a_tape_repeats_operations_of_every_form() -> None:
         assert torch.equal(found, work())
 
 
+def test_what_nobody_reads_and_what_stays_the_same_is_left_out() -> None:
+    x, kept, other = torch.ones(3), torch.zeros(3), torch.ones(3)
+    with record() as tape:
+        ones = torch.ones_like(x)
+        changed = torch.ones_like(x)
+        changed.add_(x)
+        (x * 5).sum()  # nobody reads it
+        out = x * ones + changed
+        kept.copy_(other * 2)  # memory from before: somebody may look there
+    count = len(tape.operations)
+    tape.prune([out])
+    assert count - len(tape.operations) == 3
+    x.fill_(2.0)
+    tape.replay()
+    assert out.tolist() == [5.0] * 3
+    assert kept.tolist() == [2.0] * 3
+
+
 def test_metrics_are_settled_when_they_are_still_held() -> None:
     agent = make_agent("iql")
     for u in range(3):

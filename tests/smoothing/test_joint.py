@@ -21,7 +21,7 @@ from o2o_smooth.smoothing import (
 
 
 def _gate(members: int = 1) -> PerformanceGate:
-    config = PerformanceGateConfig(ramp_steps=40, interval=10, reference_episodes=1, window=1)
+    config = PerformanceGateConfig(ramp_steps=40, ramp_episodes=1, yardstick=4, window=1)
     return PerformanceGate(config, members=members)
 
 
@@ -41,7 +41,8 @@ def _drive(controllers: list[SmoothingController], firsts: list[int]) -> None:
     for t in range(6):
         for controller, first in zip(controllers, firsts, strict=True):
             for m in range(controller.members):
-                controller.observe_episodes(m, [10.0 - 3.0 * (t % 3) * (first + m)])
+                first_ones = [10.0, 10.1, 9.9, 10.0] if t == 0 else []
+                controller.observe_episodes(m, [*first_ones, 10.0 - 3.0 * (t % 3) * (first + m)])
             controller.advance(env_steps=10)
             controller.advance(updates=1)
             norms = (np.arange(6.0) + 1 + t, np.arange(6.0) * 2 + 1)

@@ -17,6 +17,7 @@ from o2o_smooth.smoothing.objective import (
     match_gradients,
     member_dots,
     member_norms,
+    project_gradients,
     raw_weight,
     wanted,
 )
@@ -34,7 +35,10 @@ def gradients(seed: int, members: int = 3) -> list[Tensor]:
     ]
 
 
-def flat(parts: list[Tensor]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+def flat(parts: list[Tensor]) -> Floats:
     return np.concatenate([p.reshape(len(p), -1).numpy() for p in parts], axis=1)
 
 
@@ -74,7 +78,7 @@ def test_weight_out_of_range_is_refused_by_name(weight: float) -> None:
 
 
 def test_unknown_mode_and_impossible_share_are_refused() -> None:
-    with pytest.raises(ValueError, match="loss, target, matched, got 'sum'"):
+    with pytest.raises(ValueError, match="loss, target, matched, projected, got 'sum'"):
         Mix.uniform(0.0, mode=cast(Mode, "sum"))
     for share in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="offline_fraction"):
@@ -153,6 +157,57 @@ def test_matched_gradients_at_the_ends_are_pure_even_where_a_norm_under_or_overf
     ends = torch.tensor([0.0, 1.0])
     assert torch.equal(match_gradients(tiny, huge, ends)[0], torch.stack([tiny[0][0], huge[0][1]]))
     assert torch.equal(match_gradients(huge, tiny, ends)[0], torch.stack([huge[0][0], tiny[0][1]]))
+
+
+def pcgrad(a: Floats, b: Floats, w: float) -> Floats:
+    """Algorithm 1 of the paper, word for word, for two flat gradients of weighted losses."""
+    tasks = [(1 - w) * a, w * b]
+    projected = []
+    for i, own in enumerate(tasks):
+        g, other = own.copy(), tasks[1 - i]
+        if g @ other < 0:
+            g = g - (g @ other) / (other @ other) * other
+        projected.append(g)
+    return projected[0] + projected[1]
+
+
+def test_projected_gradients_are_pcgrads() -> None:
+    offline, online = gradients(0, members=6), gradients(1, members=6)
+    flipped = [-g for g in online]
+    w = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9, 0.999], dtype=torch.float64)
+    conflicts = 0
+    for other in (online, flipped):
+        found = flat(project_gradients(offline, other, w))
+        for m in range(6):
+            a, b = flat(offline)[m], flat(other)[m]
+            np.testing.assert_allclose(found[m], pcgrad(a, b, float(w[m])), rtol=1e-12, atol=1e-13)
+            conflicts += int(a @ b < 0)
+    assert conflicts == 6  # each member's pair conflicts one way and agrees the other
+
+
+def test_projected_step_worsens_neither_loss() -> None:
+    offline, online = gradients(0), [-g + 0.1 * h for g, h in zip(gradients(0), gradients(1), strict=True)]
+    w = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    step = project_gradients(offline, online, w)
+    assert (member_dots(offline, online) < 0).all()
+    assert (member_dots(step, offline) > 0).all()
+    assert (member_dots(step, online) > 0).all()
+
+
+def test_projected_gradients_at_the_ends_are_the_pure_ones_exactly() -> None:
+    offline, online = [g.float() for g in gradients(0)], [-g.float() for g in gradients(0)]
+    projected = project_gradients(offline, online, torch.tensor([0.0, 1.0, 0.5]))
+    for g, off, on in zip(projected, offline, online, strict=True):
+        assert torch.equal(g[0], off[0])
+        assert torch.equal(g[1], on[1])
+        torch.testing.assert_close(g[2], torch.zeros_like(g[2]), rtol=0, atol=1e-6)  # opposed: nothing is left
+
+
+def test_zero_gradient_projects_nothing() -> None:
+    zero, other = [torch.zeros(3, 4)], [torch.full((3, 4), -2.0)]
+    w = torch.tensor([0.25, 0.5, 0.75])
+    torch.testing.assert_close(project_gradients(zero, other, w)[0], w[:, None] * other[0])
+    torch.testing.assert_close(project_gradients(other, zero, w)[0], (1 - w)[:, None] * other[0])
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e4, 1e12])

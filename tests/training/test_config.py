@@ -15,8 +15,9 @@ from o2o_smooth.agents.iql import IQLConfig
 from o2o_smooth.agents.td3_bc import TD3BCConfig
 from o2o_smooth.envs.tasks import DOMAINS
 from o2o_smooth.errors import ConfigError
-from o2o_smooth.smoothing import Floor, Linear, PerformanceGate
+from o2o_smooth.smoothing import ADAPTIVE_NAMES, Floor, Linear, PerformanceGate
 from o2o_smooth.training.config import (
+    AdaptiveConfig,
     EvaluationConfig,
     RunConfig,
     SmoothingConfig,
@@ -118,7 +119,7 @@ def test_unknown_without_a_close_name_lists_all() -> None:
         ("seeds = [true]", "seeds must be a list of integers"),
         ("seeds = '0'", "seeds must be a list of integers"),
         ("eval_every = 2.5", "eval_every must be an integer"),
-        ("mode = 'sum'", "mode must be one of loss, target, matched, got 'sum'"),
+        ("mode = 'sum'", "mode must be one of loss, target, matched, projected, got 'sum'"),
         ("regime = 'keep'", "regime must be one of retain, mixed, discard, got 'keep'"),
         ("ramp_unit = 3", "ramp_unit must be one of env_steps, updates, got 3"),
         ("vectorizer = true", "vectorizer must be .*, got True"),
@@ -344,6 +345,61 @@ def test_gate_gets_members_ramp_and_random_return() -> None:
     made = SmoothingConfig(schedule="performance_gate", ramp_steps=700).controller(members=3, random_return=-4.0)
     assert isinstance(made.rule, PerformanceGate)
     assert (made.rule.members, made.rule.config.ramp_steps, made.rule.random_return) == (3, 700, -4.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("gate_share", 0.0, "gate_share must be in"),
+        ("gate_retreat", -1.0, "gate_retreat must not"),
+        ("gate_confidence", 1.0, "gate_confidence must be"),
+        ("gate_window", 0, "gate_window must be"),
+        ("gate_yardstick", 3, "gate_yardstick must be at least 4"),
+        ("gate_ramp_episodes", 0, "gate_ramp_episodes must"),
+        ("pd_kp", -1.0, "pd_kp must not"),
+        ("pd_kd", float("nan"), "pd_kd must not"),
+        ("pd_target", float("inf"), "pd_target must be"),
+        ("pd_start", 0.0, "pd_start must be"),
+        ("kl_limit", 0.0, "kl_limit must be positive"),
+        ("kl_retreat", -1.0, "kl_retreat must not"),
+        ("td_factor", 0.0, "td_factor must be positive"),
+        ("agreement_decay", 1.0, "agreement_decay must be"),
+        ("signal_every", 0.0, "signal_every must be positive"),
+    ],
+)
+def test_adaptive_setting_out_of_range_is_named(name: str, value: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{words}"):
+        AdaptiveConfig(**{name: value})
+
+
+def test_adaptive_settings_reach_the_rule() -> None:
+    adaptive = AdaptiveConfig(
+        gate_window=3, kl_limit=0.3, td_factor=7.0, agreement_decay=0.1, signal_every=40.0, pd_kp=1.0
+    )
+    for name in ADAPTIVE_NAMES:
+        smoothing = SmoothingConfig(schedule=name, ramp_steps=700)
+        made = smoothing.controller(members=2, random_return=0.0, reference_return=1.0, rules=adaptive.rules())
+        expected: Any = {
+            "performance_gate": adaptive.rules().gate,
+            "return_pd": adaptive.rules().pd,
+            "kl_gate": adaptive.rules().kl,
+            "td_gate": adaptive.rules().td,
+            "gradient_agreement": adaptive.rules().agreement,
+        }[name]
+        if name != "return_pd":
+            expected = dataclasses.replace(expected, ramp_steps=700.0)
+        assert getattr(made.rule, "config", None) == expected
+
+
+def test_rules_that_cannot_work_are_refused_before_anything_is_done() -> None:
+    for name in ("performance_gate", "return_pd"):
+        with pytest.raises(ConfigError, match=f"random_steps .*{name}"):
+            config(smoothing=SmoothingConfig(schedule=name), random_steps=5)
+    config(smoothing=SmoothingConfig(schedule="kl_gate"), random_steps=5)
+    with pytest.raises(ConfigError, match="td_gate compares with offline rows"):
+        config(smoothing=SmoothingConfig(schedule="td_gate", regime="discard"))
+    with pytest.raises(ConfigError, match="choose performance_gate"):
+        SmoothingConfig(schedule="return_pd").controller(members=1)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_launches_are_the_updates_of_the_plain_learner(name: str, online: str, r
 
 
 @pytest.mark.parametrize(("name", "online"), [("iql", "sac"), ("cql", "sac"), ("td3_bc", "td3"), ("iql", "td3")])
-@pytest.mark.parametrize("mode", ["target", "matched"])
+@pytest.mark.parametrize("mode", ["target", "matched", "projected"])
 def test_every_way_to_blend(name: str, online: str, mode: str) -> None:
     plain = make_learner(make_agent(name, online), plain=True)
     graphed = make_learner(make_agent(name, online), capture=Recorder())

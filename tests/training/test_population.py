@@ -111,7 +111,7 @@ def assert_same_run(a: Path, b: Path, *, rtol: float = 1e-3) -> None:
             [
                 {"smoothing": SmoothingConfig("jump")},
                 {"smoothing": SmoothingConfig("linear", ramp_steps=150), "hyper": {"expectile": 0.9, "tau": 0.01}},
-                {"smoothing": SmoothingConfig("performance_gate", ramp_steps=100, gate_interval=20)},
+                {"smoothing": SmoothingConfig("performance_gate", ramp_steps=100)},
                 {"smoothing": SmoothingConfig("stay"), "hyper": {"actor_lr": 1e-3, "discount": 0.9}},
             ],
         ),

@@ -182,6 +182,10 @@ def test_every_agent_runs_in_every_regime(agent: str, regime: Any, data: Path, t
         SmoothingConfig("performance_gate", ramp_steps=100),
         SmoothingConfig("cosine", ramp_steps=100, mode="target"),
         SmoothingConfig("steps:100:2", mode="matched"),
+        SmoothingConfig("linear", ramp_steps=100, mode="projected"),
+        SmoothingConfig("kl_gate", ramp_steps=100),
+        SmoothingConfig("td_gate", ramp_steps=100),
+        SmoothingConfig("gradient_agreement", ramp_steps=100, ramp_unit="updates"),
         SmoothingConfig("linear", ramp_steps=100, weight_in="effective"),
         SmoothingConfig("linear", ramp_steps=100, ramp_unit="updates", actor_schedule="hold:50+linear"),
         SmoothingConfig("linear", ramp_steps=100, offline_fraction=0.5, offline_fraction_end=0.0),
@@ -425,3 +429,10 @@ def test_rewards_are_scaled_by_the_range_of_returns_and_forks_keep_the_scale(dat
     assert json.loads((fork / "manifest.json").read_text())["task"]["reward_scale"] == manifest["task"]["reward_scale"]
     told = run(small(data, tmp_path / "told", hyper=hyper, reward_scale=0.5))
     assert json.loads((told / "manifest.json").read_text())["task"]["reward_scale"] == 0.5
+
+
+def test_rule_that_needs_reference_scores_is_refused_before_anything_is_written(data: Path, tmp_path: Path) -> None:
+    config = small(data, tmp_path / "run", smoothing=SmoothingConfig("return_pd"), online_steps=50)
+    with pytest.raises(ConfigError, match=r"the task has none: .*choose performance_gate"):
+        run(config)
+    assert not (tmp_path / "run").exists()

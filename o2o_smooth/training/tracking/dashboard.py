@@ -98,6 +98,20 @@ SECTIONS = (
         ),
     ),
     Section(
+        "What the switch did to the agent",
+        "The audit of the first updates and after (docs/switch.md): how far the policy is from the one at the switch, "
+        "how wrong the critics are on rows of both kinds, how far their features have moved.",
+        (
+            Chart("Distance from the policy at the switch", regex=r"^switch/(kl|action_distance)$"),
+            Chart("TD error, offline and fresh rows", regex=r"^switch/td_error_(offline|online)$", log_x=True),
+            Chart("Drift of Q on offline rows", ("switch/q_drift",)),
+            Chart("Similarity of features (CKA)", regex=r"^switch/(actor|critic)_cka$"),
+            Chart("Dormant units", regex=r"^switch/(actor|critic)_dormant$"),
+            Chart("Gradient norms of both objectives", regex=r"^switch/\w+_gradient_(offline|online)$"),
+        ),
+        is_open=False,
+    ),
+    Section(
         "Learning after the switch",
         "Q that jumps at the switch, or runs away from its target, is the usual cause of a dip.",
         (

@@ -15,7 +15,7 @@ SUMMARY = "summary"
 """The kind of rows that come once, when a run ends: a mean over seeds needs every seed there, for a seed that never
 recovered has no number, and the mean of the others would flatter."""
 
-PREFIXES = {"evaluation": "eval/", "metrics": "", SUMMARY: "stability/"}
+PREFIXES = {"evaluation": "eval/", "metrics": "", "audit": "", SUMMARY: "stability/"}
 """What names begin with, by the kind of their rows."""
 
 _KEYS = frozenset({"phase", "env_steps", "updates", "seed"})
