@@ -75,7 +75,8 @@ a TOML file with a row of your own:
 EPILOG = """\
 Every option can stand in a TOML file given with --config; flags go first, then the file, then the agent's preset for
 the task's domain. With --pretrained the defaults are those of the checkpoint. Names in the file are the flags' names,
-at the top level or under their group: [hyper], [smoothing], [evaluation]."""
+at the top level or under their group: [hyper], [smoothing], [adaptive], [hygiene], [anchors], [averaging],
+[evaluation], [switch]."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,7 +177,8 @@ def _from_checkpoint(path: str) -> Any:
         reward_scale=record.reward_scale,
         reward_shift=record.reward_shift,
     )
-    values = run_preset(agent.name, find_task(record.task).domain) | {"offline_updates": record.offline_updates}
+    task = find_task(str(record.settings.get("task") or record.task))  # a row of one's own is known by its file's path
+    values = run_preset(agent.name, task.domain) | {"offline_updates": record.offline_updates}
     values |= {name: value for name, value in record.settings.items() if value is not None}
     return apply_values(config, values, f"{path}: run.json")
 

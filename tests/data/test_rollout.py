@@ -275,5 +275,5 @@ def test_array_policy_spans_the_action_box(tmp_path: Path) -> None:
 
 
 def test_scripted_controller_is_refused_where_there_is_no_maze() -> None:
-    with pytest.raises(DataError, match="for PointMaze tasks, not for moody"):
+    with pytest.raises(DataError, match="for PointMaze tasks and the Corridor, not for moody"):
         scripted_policy(moody(), make_env(moody()))
