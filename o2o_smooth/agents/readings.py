@@ -15,18 +15,21 @@ class Readings(Mapping[str, Tensor]):
 
     Args:
         raw: Name -> detached tensor (M, ...).
+        shared: A later update will write over this memory; what is read is a copy.
     """
 
-    def __init__(self, raw: Mapping[str, Tensor]) -> None:
-        self.raw = raw
+    def __init__(self, raw: Mapping[str, Tensor], *, shared: bool = False) -> None:
+        self.raw, self.shared = raw, shared
 
     def __getitem__(self, name: str) -> Tensor:
         value = self.raw[name]
-        return value if value.dim() == 1 else value.flatten(1).mean(1)
+        if value.dim() > 1:
+            return value.flatten(1).mean(1)
+        return value.clone() if self.shared else value
 
     def settle(self) -> None:
         """Average now what would be averaged at reading: the memory is about to be used again."""
-        self.raw = {name: self[name].clone() for name in self.raw}
+        self.raw, self.shared = {name: self[name] for name in self.raw}, False
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.raw)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from o2o_smooth.agents.blending import PER_GRADIENT
 from o2o_smooth.agents.heads import encode_batch
-from o2o_smooth.agents.networks import ACTION_LIMIT
+from o2o_smooth.agents.networks import ACTION_LIMIT, MLP
 from o2o_smooth.agents.plan import Plan
 from o2o_smooth.agents.readings import Readings
 from o2o_smooth.agents.stacked import kernels_take
@@ -54,6 +55,7 @@ class Tapes:
         self._able = False
         self._addresses: tuple[int, ...] = ()
         self._parameters: list[Tensor] = []
+        self._nets: list[MLP] = []
 
     def update(self, plan: Plan, source: Batch, target: Batch, mix: Mix) -> Readings | None:
         """Put the step's gradients into the parameters' `.grad`; returns its metrics.
@@ -68,7 +70,8 @@ class Tapes:
             None where the step is not on a tape and has to be done in the ordinary way.
         """
         agent = self._agent
-        if not (agent.replay and kernels_take(source.obs) and plan.mode != "matched") or agent.compile:
+        # Modes that mix gradients and not losses go another way than `Agent.backward`.
+        if not (agent.replay and kernels_take(source.obs) and plan.mode not in PER_GRADIENT) or agent.compile:
             return None
         if not self._bind():
             return None
@@ -85,7 +88,8 @@ class Tapes:
             except Unrepeatable:
                 return None
             while len(self._steps) >= MOST:
-                del self._steps[next(iter(self._steps))]
+                oldest = next(iter(self._steps))
+                del self._steps[oldest], self._seen[oldest]  # it may come back
             self._steps[key] = step
             return step.readings()
         step.write(source, target, mix)
@@ -103,12 +107,16 @@ class Tapes:
         if not (len(self._bound) == len(now) and all(a is b for a, b in zip(now, self._bound, strict=True))):
             self._bound, self._addresses = now, ()
             self._parameters = list(agent.networks.parameters())
+            self._nets = [net for net in agent.networks.modules() if isinstance(net, MLP)]
             # Only for objectives that say so themselves: one derived from them may do what a tape does not see.
             own = all(type(one).__dict__.get("repeatable", False) for one in (agent.offline, agent.online))
             self._able = own and type(agent.draws) is Draws
         at = tuple([p.data_ptr() for p in self._parameters])
         if at != self._addresses:
             self._addresses, self._steps, self._seen = at, {}, {}
+        for net in self._nets:
+            if net.native is not None:  # others may have acted with other parameters in the place of these
+                net.native.bind(net.parts)
         return self._able
 
 
@@ -167,7 +175,7 @@ class _Step:
 
     def readings(self) -> Readings:
         """Metrics of the latest time; they are copied before the next one, if they are still held then."""
-        readings = Readings(self.raw)
+        readings = Readings(self.raw, shared=True)
         self.latest = weakref.ref(readings)
         return readings
 

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from o2o_smooth.agents import Agent
 from o2o_smooth.agents.networks import Actor
-from o2o_smooth.agents.storage import load_agent
 from o2o_smooth.data.batch import FloatArray
 from o2o_smooth.envs import Task, find_task
 from o2o_smooth.errors import CheckpointError, ConfigError
@@ -32,6 +31,7 @@ from o2o_smooth.stability.path import read_path
 from o2o_smooth.training.advice import run_folder
 from o2o_smooth.training.checkpoint import SwitchRecord, find_checkpoint, read_record
 from o2o_smooth.training.evaluate import Evaluator
+from o2o_smooth.training.hygiene import acting_agent
 from o2o_smooth.training.manifest import versions
 from o2o_smooth.training.progress import ProgressSink, Silent
 
@@ -104,7 +104,7 @@ def probe(first: Path, second: Path | None, config: ProbeConfig, progress: Progr
         raise CheckpointError(f"{first} is one checkpoint; give a second one, or a run folder, which has two")
     record = read_record(start)
     task = _task(record, read_record(end), first, second or first)
-    agents = load_agent(start), load_agent(end)
+    agents = acting_agent(start), acting_agent(end)
     seeds = _seeds(agents, config.seeds, (start, end))
     shares = np.linspace(0.0, 1.0, config.points)
     line = Line(*agents, seeds=seeds, shares=shares.tolist(), names=(start, end))

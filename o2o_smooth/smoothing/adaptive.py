@@ -101,8 +101,9 @@ class ReturnPD(Ramp):
             value = (raw - self.random_return) / width
             mean = value if math.isnan(self._mean[member]) else float(self._mean[member])
             change = -config.kp * (config.target - mean) + config.kd * max(0.0, mean - value)
-            moved = self._coefficient[member] + length * change
-            self._coefficient[member] = min(max(moved, 0.0), config.start)
+            if self.t > 0:  # in a warm-up, where the clock stands, episodes only tell where the mean is
+                moved = self._coefficient[member] + length * change
+                self._coefficient[member] = min(max(moved, 0.0), config.start)
             self._mean[member] = config.decay * mean + (1 - config.decay) * value
             self._latest[member] = value
 

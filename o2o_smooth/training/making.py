@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
-from o2o_smooth.agents import SACConfig, load_agent
+from o2o_smooth.agents import SACConfig
 from o2o_smooth.data.corridor_sets import ROWS as CORRIDOR_ROWS
 from o2o_smooth.data.corridor_sets import make_corridor_dataset
 from o2o_smooth.data.generate import (
@@ -41,6 +41,7 @@ from o2o_smooth.envs import Task, find_task, make_env
 from o2o_smooth.errors import ConfigError, DataError
 from o2o_smooth.training.checkpoint import find_checkpoint
 from o2o_smooth.training.config import RunConfig, unknown
+from o2o_smooth.training.hygiene import acting_agent
 from o2o_smooth.training.progress import ProgressSink, Silent
 from o2o_smooth.training.run import default_threads
 from o2o_smooth.training.tiers import TrainingConfig, agent_policy, choose, env_name, train
@@ -325,7 +326,7 @@ def _saved_agent(config: MakeConfig, env: Any, name: str) -> Policy:
         )
     folders = (path, path / "checkpoints" / "final")
     folder = next((f for f in folders if (f / "agent.json").is_file()), None) or find_checkpoint(path)
-    agent = load_agent(folder)
+    agent = acting_agent(folder)
     check_policy_fits(name, agent.obs_dim, agent.action_dim, env)
     seed = agent.seeds[0] if config.member is None else config.member
     if seed not in agent.seeds:
@@ -333,8 +334,9 @@ def _saved_agent(config: MakeConfig, env: Any, name: str) -> Policy:
         raise DataError(f"{name} has no member of seed {seed}; it holds {held}: give one of them with --member")
     act = agent_policy(agent, agent.seeds.index(seed), deterministic=config.deterministic)
     digest = hashlib.sha256()
-    for file in ("agent.json", "agent.safetensors"):
-        digest.update((folder / file).read_bytes())
+    for file in ("agent.json", "agent.safetensors", "hygiene.safetensors"):  # the last: a running mean that acts
+        if (folder / file).is_file():
+            digest.update((folder / file).read_bytes())
     record = {
         "kind": "agent",
         "agent": agent.name,

@@ -255,7 +255,9 @@ class Run:
         Raises:
             ParityError: The two paths disagree.
         """
-        found = {"outcome": "skipped", "remark": "--no-parity-check"}
+        found = {"outcome": "unfinished", "remark": "the check did not come to an end"}
+        if not self.config.switch.parity_check:
+            found = {"outcome": "skipped", "remark": "--no-parity-check"}
         try:
             if self.config.switch.parity_check:
                 rows, data = self.learner.offline_rows, self.dataset
@@ -381,6 +383,8 @@ class Run:
             return values
         own = list(self.outputs[index].arm.members)
         mix = Mix({name: w[own] for name, w in used.weights.items()}, used.offline_fraction, used.mode)
-        plan, _ = Planner(agent.offline, agent.online)(mix, updates=agent.updates - 1, one_batch=True)
+        frozen = {name: mask[own] for name, mask in agent.frozen.items()}
+        planner = Planner(agent.offline, agent.online)
+        plan, _ = planner(mix, updates=agent.updates - 1, one_batch=True, frozen=frozen)
         measured = any(controller.mix().kind(c) == "mixed" for c in COMPONENTS)
         return own_metrics(values, plan, measured=measured)

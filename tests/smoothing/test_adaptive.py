@@ -44,6 +44,7 @@ def pd(members: int = 1, **settings: Any) -> ReturnPD:
 
 def test_return_pd_is_the_sources_rule() -> None:
     rule = pd()
+    rule.advance(1)
     coefficient, mean = 0.4, None
     for raw, length in [(40.0, 1000), (20.0, 300), (55.0, 800), (-10.0, 50), (200.0, 1000), (0.0, 1000)]:
         value = (raw + 10) / 100
@@ -58,6 +59,7 @@ def test_return_pd_is_the_sources_rule() -> None:
 
 def test_return_pd_rises_far_from_the_target_and_falls_after_a_bad_episode() -> None:
     rule = pd()
+    rule.advance(1)
     rule.observe_episodes(0, [40.0] * 10, lengths=[1000] * 10)
     before = rule.weights()[0]
     assert before == pytest.approx(10 * 1000 * 3e-5 * 0.55 / 0.4)
@@ -65,6 +67,16 @@ def test_return_pd_rises_far_from_the_target_and_falls_after_a_bad_episode() -> 
     assert rule.weights()[0] == pytest.approx(before - 1000 * (5e-5 - 3e-5 * 0.55) / 0.4)
     rule.observe_episodes(0, [40.0] * 100, lengths=[1000] * 100)
     assert rule.weights()[0] == 1.0
+
+
+def test_return_pd_stands_while_the_clock_does() -> None:
+    rule = pd()
+    rule.observe_episodes(0, [20.0, 40.0], lengths=[1000, 1000])  # a warm-up
+    assert rule.weights()[0] == 0.0
+    assert rule.signals()["pd/mean_return"][0] == pytest.approx(0.95 * 0.3 + 0.05 * 0.5)
+    rule.advance(1)
+    rule.observe_episodes(0, [20.0], lengths=[1000])
+    assert rule.weights()[0] > 0.0
 
 
 def test_return_pd_needs_references_and_lengths() -> None:
