@@ -326,7 +326,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_written(tmp_path: P
 
 # Held against real runs
 
-TOLERANCE = (0.95, 1.3)
+TOLERANCE = (0.92, 1.4)  # of the real peak: a little too much is the better error
 """Predicted over measured peak of the run's own process."""
 
 
