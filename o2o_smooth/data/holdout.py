@@ -116,8 +116,8 @@ class RowMap:
 
     def left(self, index: Tensor) -> Tensor:
         """Rows (n,) of the numbers (n,) of rows that are left."""
-        return index + self._shift[torch.bucketize(index, self._gaps, right=True)]
+        return index + self._shift.index_select(0, torch.bucketize(index, self._gaps, right=True))
 
     def apart(self, index: Tensor) -> Tensor:
         """Rows (n,) of the numbers (n,) of held-out rows."""
-        return index + self._gaps[torch.bucketize(index, self._begins, right=True)]
+        return index + self._gaps.index_select(0, torch.bucketize(index, self._begins, right=True))
