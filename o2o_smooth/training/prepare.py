@@ -199,7 +199,12 @@ def prepare_population(
 def _holdout(config: RunConfig[Any], dataset: Dataset | None, forked: SwitchRecord | None) -> Holdout:
     """What is held out; a fork leaves out what its checkpoint was not trained on."""
     if forked is not None:
-        ranges = tuple((int(first), int(stop)) for first, stop in forked.held_out)
+        try:
+            ranges = tuple((int(first), int(stop)) for first, stop in forked.held_out)
+        except (TypeError, ValueError):
+            raise CheckpointError(
+                f"{config.pretrained}: held_out in its run.json is no list of [first, stop]"
+            ) from None
         return Holdout(ranges, "" if ranges else "the checkpoint's pretraining held nothing out")
     if dataset is None:
         return Holdout(remark="there are no offline data")

@@ -15,7 +15,7 @@ from o2o_smooth.agents.storage import read_tensors
 from o2o_smooth.data import from_npz
 from o2o_smooth.data.buffer import ReplayBuffer
 from o2o_smooth.data.holdout import choose_holdout
-from o2o_smooth.errors import ConfigError, DataError
+from o2o_smooth.errors import CheckpointError, ConfigError, DataError
 from o2o_smooth.training.config import AnchorConfig, RunConfig, SmoothingConfig, SwitchConfig
 from o2o_smooth.training.population import run_population
 from o2o_smooth.training.run import run
@@ -131,6 +131,10 @@ def test_a_fork_of_a_checkpoint_that_held_nothing_out_holds_nothing_out(
     record.write_text(json.dumps(older))
     with pytest.raises(DataError, match="do not fit a dataset of 6,000 rows"):
         run(config(data, tmp_path / "broken", pretrained=str(base)))
+    older["held_out"] = [[3]]
+    record.write_text(json.dumps(older))
+    with pytest.raises(CheckpointError, match=r"held_out in its run\.json"):
+        run(config(data, tmp_path / "odd", pretrained=str(base)))
 
 
 def test_td_gate_compares_with_held_out_rows(data: Path, tmp_path: Path, drawn: dict[str, set[int]]) -> None:
