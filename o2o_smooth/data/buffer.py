@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from o2o_smooth.data.batch import Batch, FloatArray, Transitions
+from o2o_smooth.data.holdout import Ranges, RowMap
 from o2o_smooth.data.normalize import RewardMap
 from o2o_smooth.data.store import UNKNOWN_RETURN, row_width
 from o2o_smooth.data.suspicion import SLICE_ROWS
@@ -60,6 +61,7 @@ class ReplayBuffer:
             ) from error
         self._written = 0  # rows per ring, ever
         self._reward_map: RewardMap | None = None  # of rows that hold raw rewards
+        self._map: RowMap | None = None  # where rows are held out
 
     @classmethod
     def from_transitions(
@@ -70,11 +72,13 @@ class ReplayBuffer:
         discount: float,
         reward_map: RewardMap | None = None,
         device: torch.device | str = "cpu",
+        held_out: Ranges = (),
     ) -> ReplayBuffer:
         """A full, shared buffer of a dataset's rows, with the rewards and returns of the learner's reward map.
 
         Rows that are packed already (`data.store`) are served where they lie, in memory or mapped from disk, and not
-        copied: the dataset stays readable, with raw rewards; its last column gets the Monte-Carlo returns.
+        copied: the dataset stays readable, with raw rewards; its last column gets the Monte-Carlo returns. Rows that
+        are held out stay there too; `len` and `gather` pass over them, and `gather_held_out` has them alone.
         """
         store = transitions.rows
         if store is None:
@@ -103,12 +107,18 @@ class ReplayBuffer:
             raise ConfigError(
                 f"the offline rows need {gib:.1f} GiB, which {device} does not have; take a smaller dataset or the CPU"
             ) from error
-        buffer._written = len(store)
+        buffer._map = RowMap(held_out, len(store), buffer.device) if held_out else None
+        buffer._written = len(store) - buffer.held_out
         return buffer
 
     def __len__(self) -> int:
         """Rows per ring that can be sampled."""
         return min(self._written, self.capacity)
+
+    @property
+    def held_out(self) -> int:
+        """Rows that are held out."""
+        return 0 if self._map is None else self._map.held
 
     @property
     def written(self) -> int:
@@ -119,8 +129,10 @@ class ReplayBuffer:
         """Append packed rows (rings, n, width), made by `pack`; the same number for every ring.
 
         Raises:
-            DataError: A shape that does not fit.
+            DataError: A shape that does not fit, or a buffer of which some rows are held out.
         """
+        if self._map is not None:
+            raise DataError("rows cannot be added where some are held out")
         rings = 1 if self.shared else self.members
         width = self._rows.shape[1]
         if rows.ndim != 3 or rows.shape[0] != rings or rows.shape[2] != width:
@@ -177,7 +189,21 @@ class ReplayBuffer:
         """Rows by slot: index (M, B) in [0, len) -> a batch of (M, B, ...) views."""
         if not self.shared:
             index = index + (torch.arange(self.members, device=self.device) * self.capacity)[:, None]
-        rows = self._rows.index_select(0, index.flatten()).view(*index.shape, -1)
+        flat = index.flatten()
+        return self._batch(flat if self._map is None else self._map.left(flat.contiguous()), index)
+
+    def gather_held_out(self, index: Tensor) -> Batch:
+        """Held-out rows by number: index (M, B) in [0, held_out) -> a batch of (M, B, ...) views."""
+        if self._map is None:
+            raise DataError("no rows are held out")
+        return self._batch(self._map.apart(index.flatten().contiguous()), index)
+
+    def dataset_rows(self, index: Tensor) -> Tensor:
+        """Where in the dataset the rows stand that `gather` gives, (n,)."""
+        return index if self._map is None else self._map.left(index)
+
+    def _batch(self, slots: Tensor, index: Tensor) -> Batch:
+        rows = self._rows.index_select(0, slots).view(*index.shape, -1)
         batch = unpack(rows, self.obs_dim, self.action_dim)
         if self._reward_map is None:
             return batch

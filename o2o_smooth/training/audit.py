@@ -52,10 +52,14 @@ Write = Callable[[int, int, Values], None]  # env_steps, updates since the switc
 
 
 def offline_audit_rows(rows: ReplayBuffer, count: int) -> Batch:
-    """Offline rows to look at, without a members axis, (n, ...): the same choice for every run on one dataset."""
-    numbers = np.random.default_rng(_ROW_SEED).choice(len(rows), min(count, len(rows)), replace=False)
+    """Offline rows to look at, without a members axis, (n, ...): the same choice for every run on one dataset.
+
+    Held-out rows, where there are any.
+    """
+    there, gather = (rows.held_out, rows.gather_held_out) if rows.held_out else (len(rows), rows.gather)
+    numbers = np.random.default_rng(_ROW_SEED).choice(there, min(count, there), replace=False)
     index = torch.from_numpy(np.sort(numbers)).to(rows.device).expand(rows.members, -1)
-    return Batch(*(x[0].clone() for x in rows.gather(index)))
+    return Batch(*(x[0].clone() for x in gather(index)))
 
 
 def saved_audit_rows(folder: Path, device: torch.device) -> Batch | None:

@@ -31,6 +31,7 @@ class SwitchRecord:
     rows: list[dict[str, Any]]  # the evaluation at the switch, one per seed
     returns: list[list[float]]  # raw returns of its episodes, per seed
     learning_rates: dict[str, list[float]] | None = None  # when pretraining began, per seed
+    held_out: Sequence[Sequence[int]] = ()  # rows of the dataset that no update saw, (first, after the last)
 
     @property
     def returns_array(self) -> NDArray[np.float64]:

@@ -23,8 +23,15 @@ class SwitchConfig:
     audit_rows: int = 128
     """Offline rows, the same all the time, and newest online rows that the audit looks at."""
 
+    holdout: float = 0.01
+    """Share of the dataset's episodes that neither pretraining nor fine-tuning ever sees, for the offline TD error of
+    the audit and of td_gate: at least 5 episodes, and none out of fewer than 200 or where they have fewer than 256
+    rows; 0: none. A fork leaves out what its checkpoint's pretraining has left out."""
+
     def __post_init__(self) -> None:
         if self.audit_every is not None and self.audit_every < 1:
             raise ConfigError(f"audit_every must be at least 1, got {self.audit_every}")
         if self.audit_rows < 2:
             raise ConfigError(f"audit_rows must be at least 2, got {self.audit_rows}")
+        if not 0.0 <= self.holdout <= 0.5:
+            raise ConfigError(f"holdout must be between 0 and 0.5 (a share of the episodes), got {self.holdout}")

@@ -38,6 +38,7 @@ def make_manifest(prepared: Prepared, arm: Arm | None = None) -> dict[str, Any]:
         "config": config.to_dict(),
         "task": {**task, "reward_scale": prepared.reward_map.scale, "reward_shift": prepared.reward_map.shift},
         "dataset": dataset,
+        "holdout": prepared.holdout.to_dict(),
         "score": score_block(task, dataset),
         "agent": agent.name,
         "online": agent.online_choice,

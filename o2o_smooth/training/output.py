@@ -156,6 +156,7 @@ class Output:
             rows=self._rows(own, "switch", 0, updates),
             returns=own.returns.tolist(),
             learning_rates={k: [float(v[m]) for m in self.positions("switch")] for k, v in rates.items()},
+            held_out=prepared.holdout.ranges,
         )
 
     def switch(self, record: SwitchRecord, agent: Agent, audited: Batch | None = None) -> None:

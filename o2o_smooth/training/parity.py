@@ -246,6 +246,7 @@ def check_offline_rewards(rows: ReplayBuffer, data: Transitions, reward_map: Rew
     index = np.unique(np.linspace(0, len(rows) - 1, OFFLINE_ROWS).astype(np.int64))
     device_index = torch.from_numpy(np.tile(index, (rows.members, 1))).to(rows.device)
     stored = rows.gather(device_index).reward[0].double().cpu().numpy()
+    index = rows.dataset_rows(torch.from_numpy(index).to(rows.device)).cpu().numpy()
     raw = np.asarray(data.reward[index], np.float64)
     expected = reward_map(raw).astype(np.float64)
     apart = ~np.isclose(stored, expected, rtol=1e-5, atol=1e-5)

@@ -14,6 +14,7 @@ import torch
 from o2o_smooth.agents import AGENTS, Agent
 from o2o_smooth.data.dataset import Dataset, check_fits
 from o2o_smooth.data.extent import Extent, extent
+from o2o_smooth.data.holdout import Holdout, choose_holdout
 from o2o_smooth.data.normalize import RewardMap
 from o2o_smooth.data.sources import load_dataset
 from o2o_smooth.envs import Task, check_vectorizer, find_task, make_env
@@ -54,6 +55,8 @@ class Prepared:
     forked: SwitchRecord | None
     arms: tuple[Arm, ...]
     members: Members
+    holdout: Holdout
+    """Offline episodes that no update sees."""
 
     @property
     def out(self) -> Path:
@@ -181,8 +184,31 @@ def prepare_population(
             f"this run asks for * {scale:g} + {shift:g}; leave --reward-scale and --reward-shift as they were"
         )
     return Prepared(
-        config, task, dataset, RewardMap(scale, shift), agent, forked, _arms(configs, outs, names, members), members
+        config,
+        task,
+        dataset,
+        RewardMap(scale, shift),
+        agent,
+        forked,
+        _arms(configs, outs, names, members),
+        members,
+        _holdout(config, dataset, forked),
     )
+
+
+def _holdout(config: RunConfig[Any], dataset: Dataset | None, forked: SwitchRecord | None) -> Holdout:
+    """What is held out; a fork leaves out what its checkpoint was not trained on."""
+    if forked is not None:
+        try:
+            ranges = tuple((int(first), int(stop)) for first, stop in forked.held_out)
+        except (TypeError, ValueError):
+            raise CheckpointError(
+                f"{config.pretrained}: held_out in its run.json is no list of [first, stop]"
+            ) from None
+        return Holdout(ranges, "" if ranges else "the checkpoint's pretraining held nothing out")
+    if dataset is None:
+        return Holdout(remark="there are no offline data")
+    return choose_holdout(dataset.transitions, config.switch.holdout)
 
 
 def _arms(

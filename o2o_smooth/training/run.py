@@ -127,6 +127,7 @@ class Run:
                     discount=self.agent.config.discount,
                     reward_map=self.reward_map,
                     device=self.agent.device,
+                    held_out=self.prepared.holdout.ranges,
                 )
             if config.online_steps > 0:
                 # Now rather than at the switch: memory that is not there should not cost a pretraining.
@@ -304,7 +305,8 @@ class Run:
 
         for output in self.outputs:
             kind = "online" if audited is None else "offline"
-            output.remember("audit", {"compared_on": kind, "rows": switch.audit_rows, "every_updates": when.every})
+            rows = switch.audit_rows if audited is None else len(audited.reward)
+            output.remember("audit", {"compared_on": kind, "rows": rows, "every_updates": when.every})
 
         def write(env_steps: int, updates: int, values: Values) -> None:
             for output in self.outputs:

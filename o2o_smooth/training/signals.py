@@ -80,10 +80,11 @@ class Signals:
         return rows.gather((numbers % rows.capacity).expand(rows.members, -1))
 
     def _offline(self) -> Batch:
-        """The same offline rows every time, drawn by seed."""
+        """The same offline rows every time, drawn by seed: held-out ones, where there are any."""
         rows, agent = self.learner.offline_rows, self.learner.agent
         assert rows is not None
-        return rows.gather(agent.draws.integers("signals/offline", 0, min(ROWS, len(rows)), len(rows)))
+        there, gather = (rows.held_out, rows.gather_held_out) if rows.held_out else (len(rows), rows.gather)
+        return gather(agent.draws.integers("signals/offline", 0, min(ROWS, there), there))
 
     @staticmethod
     def _host(value: Tensor) -> NDArray[np.float64]:

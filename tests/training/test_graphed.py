@@ -15,6 +15,7 @@ from o2o_smooth.agents import AGENTS, Agent
 from o2o_smooth.agents.base import Metrics
 from o2o_smooth.data.buffer import ReplayBuffer, pack
 from o2o_smooth.data.collect import Collector
+from o2o_smooth.data.holdout import RowMap
 from o2o_smooth.data.normalize import RewardMap
 from o2o_smooth.draws import CounterDraws
 from o2o_smooth.envs import make_vector_env
@@ -142,6 +143,20 @@ def test_launches_are_the_updates_of_the_plain_learner(name: str, online: str, r
     graphed = make_learner(make_agent(name, online), regime, capture=Recorder())
     assert_metrics(course(graphed), course(plain), rtol=1e-7, atol=1e-9)
     assert_equal(graphed.agent, plain.agent, rtol=1e-7, atol=1e-9)
+
+
+def test_launches_pass_over_held_out_rows_too() -> None:
+    plain = make_learner(make_agent("iql", "sac"), plain=True)
+    graphed = make_learner(make_agent("iql", "sac"), capture=Recorder())
+    for each in (plain, graphed):
+        assert each.offline_rows is not None
+        whole = each.offline_rows._rows
+        each.offline_rows._map = RowMap(((0, 5), (20, 30)), len(whole), whole.device)
+        each.offline_rows._written -= 15
+        whole[:5], whole[20:30] = torch.nan, torch.nan
+    assert_metrics(course(graphed), course(plain), rtol=1e-7, atol=1e-9)
+    assert_equal(graphed.agent, plain.agent, rtol=1e-7, atol=1e-9)
+    assert all(torch.isfinite(p).all() for p in graphed.agent.networks.parameters())
 
 
 @pytest.mark.parametrize(("name", "online"), [("iql", "sac"), ("cql", "sac"), ("td3_bc", "td3"), ("iql", "td3")])
