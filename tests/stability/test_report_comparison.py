@@ -203,6 +203,17 @@ def test_arms_without_common_seeds_have_no_difference() -> None:
     assert "no verdict on linear (it shares no seed with the baseline)" in sentences(apart)[1]
 
 
+def test_the_share_of_a_dip_is_of_the_seeds_that_both_arms_have() -> None:
+    """A third baseline seed with a far deeper dip says nothing of a difference over the other two."""
+    jump = [curve("jump", seed, [90, 90 - dip, *[90] * 4]) for seed, dip in ((0, 40), (1, 40), (2, 40), (3, 88))]
+    ramp = [curve("linear", seed, [90, 70, *[90] * 4]) for seed in (0, 1, 2)]
+    found = compare(arms_by_name([*jump, *ramp], {"linear": 200.0}))
+    (change,) = found.changes
+    assert found.baseline.outcome.depth == 52.0
+    assert (change.depth.mean, change.depth.base) == (-20.0, 40.0)
+    assert "made the dip 20 points smaller (50 % of it;" in sentences(found)[-2]
+
+
 def test_returns_have_no_regret_and_no_random_score() -> None:
     curves = [
         curve(arm, s, [40.0 * v for v in shape], unit="return", spread=None, episodes=None)
