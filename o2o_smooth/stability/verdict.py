@@ -330,7 +330,7 @@ def _depth_words(change: Change, baseline: Outcome, unit: str) -> str:
     side = "deeper" if depth.mean > 0 else "smaller"
     if kind == "undecided":
         return f"may have changed the dip ({_beside(depth, unit)}; {side} {seeds}), which these seeds do not decide"
-    share = f"{100 * abs(depth.mean) / depth.base:.0f} % of it; " if (depth.base or 0.0) > 0 else ""
+    share = f"{100 * abs(depth.mean) / depth.base:.0f} % of it; " if depth.base and depth.base > 0 else ""
     return f"made the dip {_points(abs(depth.mean), unit)} {side} ({share}{_aa(depth)}) {seeds}"
 
 
