@@ -15,21 +15,21 @@ from o2o_smooth.benchmarks.arms import run_arms
 from o2o_smooth.benchmarks.placement import Population
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.files import written_whole
-from o2o_smooth.smoothing import parse_schedule
+from o2o_smooth.smoothing.rules import rule_name
 from o2o_smooth.stability.curves import Curve
 from o2o_smooth.stability.metrics import stability_metrics
 from o2o_smooth.stability.report import arm_table, render_table, table_note
-from o2o_smooth.training.config import RunConfig, SmoothingConfig
+from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.forking import AGAIN, ForkArm, check_arms
 from o2o_smooth.training.manifest import versions
 from o2o_smooth.training.pictures import draw_arms, read_manifest
 from o2o_smooth.training.prepare import check_out
 from o2o_smooth.training.progress import ProgressSink
+from o2o_smooth.training.ramps import ramp_length
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_FOREVER = 1e12
 FORK, RESULTS, PICTURE = "fork.json", "RESULTS.md", "stability.png"
 
 
@@ -187,28 +187,16 @@ def _record(
 def _warn_of_ramp(arm: ForkArm, progress: ProgressSink) -> None:
     """A dip that a ramp only postpones comes at its end: say where nobody would see it."""
     config = arm.config
-    end = ramp_length(config.smoothing)
+    end = ramp_length(config.to_dict())
     if end is not None and config.online_steps < 2 * end:
+        if end > config.hygiene.warm_up_steps:
+            what = f"ends its {'' if rule_name(config.smoothing.schedule) is None else 'shortest '}ramp"
+        else:
+            what = "ends its warm-up"
         progress.note(
-            f"warning: '{arm.name}' ends its ramp at {end:,.0f} of {config.online_steps:,} steps; a dip that is only "
-            f"postponed shows after it. Go on to twice the ramp (--online-steps {2 * end:.0f}) before you believe it"
+            f"warning: '{arm.name}' {what} at {end:,.0f} of {config.online_steps:,} steps; a dip that is only "
+            f"postponed shows after it. Go on to twice that (--online-steps {math.ceil(2 * end)}) before you believe it"
         )
-
-
-def ramp_length(smoothing: SmoothingConfig) -> float | None:
-    """Environment steps until a curve stops moving; None where it never moves, or moves by updates or on signals."""
-    try:
-        curve = parse_schedule(smoothing.schedule, smoothing.ramp_steps)
-    except ValueError:
-        return None
-    last = curve(_FOREVER) - 1e-9
-    if smoothing.ramp_unit != "env_steps" or curve(0.0) >= last:
-        return None
-    low, high = 0.0, _FOREVER
-    while high - low > 0.5:  # curves never fall
-        middle = (low + high) / 2
-        low, high = (low, middle) if curve(middle) >= last else (middle, high)
-    return float(math.ceil(high - 0.5))
 
 
 def paired_rows(curves: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:

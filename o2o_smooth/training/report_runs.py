@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from o2o_smooth.errors import DataError, O2OError
-from o2o_smooth.smoothing.schedules import parse_schedule
+from o2o_smooth.smoothing.rules import rule_name
 from o2o_smooth.stability.arms import Arm, find_twins, group_curves, role_of
 from o2o_smooth.stability.curves import Curve, read_curves
 from o2o_smooth.stability.signals import SignalLines, read_signals
 from o2o_smooth.training.pictures import read_manifest
+from o2o_smooth.training.ramps import ramp_length
 
 AUDIT = "audit.jsonl"
 METRICS = "metrics.jsonl"
@@ -101,44 +102,8 @@ def settings_text(config: Mapping[str, Any]) -> str:
     return json.dumps({k: v for k, v in config.items() if k not in NOT_SETTINGS}, sort_keys=True)
 
 
-def ramp_length(config: Mapping[str, Any]) -> float:
-    """Environment steps until every weight of a run stands still; of a rule that moves on signals, its own length."""
-    smoothing = config["smoothing"]
-    texts = [smoothing.get(f"{name}_schedule") for name in ("actor", "critic", "value", "temperature")]
-    texts = [smoothing["schedule"], *(text for text in texts if text is not None)]
-    if smoothing.get("offline_fraction_end") is not None:
-        texts.append(smoothing["offline_fraction_schedule"])
-    longest = max(_settled(text, float(smoothing["ramp_steps"])) for text in texts)
-    if smoothing.get("ramp_unit", "env_steps") == "env_steps" or longest == 0:
-        return longest
-    return longest / float(config["utd"]) + float(config["update_after"])
-
-
-def _settled(text: str, ramp_steps: float) -> float:
-    """The step from which a weight stands still; curves never fall, so it can be bracketed."""
-    try:
-        curve = parse_schedule(text, ramp_steps)
-    except ValueError:  # a rule that moves on signals
-        number = text.partition(":")[2]
-        return float(number) if number.replace(".", "", 1).isdigit() else ramp_steps
-    end = curve(1e15) - 1e-9
-    if curve(0.0) >= end:
-        return 0.0
-    low, high = 0.0, 1.0
-    while curve(high) < end:
-        low, high = high, 2 * high
-    while high - low > 1e-6 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if curve(middle) >= end else (middle, high)
-    return float(round(high, 3))
-
-
 def _adaptive(config: Mapping[str, Any]) -> bool:
-    try:
-        parse_schedule(config["smoothing"]["schedule"], 1.0)
-    except ValueError:
-        return True
-    return False
+    return rule_name(config["smoothing"]["schedule"]) is not None
 
 
 def _arm(name: str, curves: tuple[Curve, ...], runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> Arm:

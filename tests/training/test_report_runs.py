@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from o2o_smooth.errors import DataError, O2OError
-from o2o_smooth.training.report_runs import ramp_length, read_runs
+from o2o_smooth.training.ramps import ramp_length
+from o2o_smooth.training.report_runs import read_runs
 from tests.training.test_pictures import fake_run
 
 
@@ -72,6 +73,9 @@ def test_controls_are_recognised_by_their_settings(tmp_path: Path) -> None:
     assert arms["e"].weight_at_end is None
 
 
+WARM = {"hygiene": {"warm_up_steps": 1000}}
+
+
 @pytest.mark.parametrize(
     ("smoothing", "more", "length"),
     [
@@ -85,13 +89,37 @@ def test_controls_are_recognised_by_their_settings(tmp_path: Path) -> None:
         ({"schedule": "jump", "offline_fraction_end": 0.0, "offline_fraction_schedule": "linear:90"}, {}, 90),
         ({"schedule": "performance_gate:2500"}, {}, 2500),
         ({"schedule": "kl_gate"}, {}, 500),
+        ({"schedule": "performance_gate:1e4"}, {}, 10_000),
+        ({"schedule": "performance_gate: 2.5e3"}, {}, 2500),
         ({"schedule": "linear", "ramp_unit": "updates"}, {"utd": 2.0, "update_after": 64}, 314),
+        # The clock of ramps begins when the warm-up ends, and jumps and floors jump there.
+        ({"schedule": "linear"}, WARM, 1500),
+        ({"schedule": "jump"}, WARM, 1000),
+        ({"schedule": "jump", "regime": "mixed"}, WARM, 1000),
+        ({"schedule": "floor:0.2+jump"}, WARM, 1000),
+        ({"schedule": "stay"}, WARM, 0),
+        ({"schedule": "stay", "critic_schedule": "jump"}, WARM, 1000),
+        ({"schedule": "kl_gate:700"}, WARM, 1700),
+        ({"schedule": "linear", "ramp_unit": "updates"}, {"utd": 2.0, "update_after": 64, **WARM}, 1250),
+        ({"schedule": "linear", "ramp_unit": "updates"}, {"utd": 2.0, "update_after": 4000, **WARM}, 4250),
+        ({"schedule": "linear:5000000"}, {}, 5_000_000),
     ],
 )
 def test_the_ramp_ends_where_every_weight_stands_still(
     smoothing: dict[str, Any], more: dict[str, Any], length: float
 ) -> None:
     assert ramp_length({"smoothing": {"ramp_steps": 500, **smoothing}, **more}) == pytest.approx(length, abs=0.01)
+
+
+@pytest.mark.parametrize("smoothing", [{"schedule": "return_pd"}, {"schedule": "a rule of tomorrow"}])
+def test_a_rule_without_a_length_has_a_ramp_that_nobody_knows(smoothing: dict[str, Any]) -> None:
+    assert ramp_length({"smoothing": {"ramp_steps": 500, **smoothing}}) is None
+
+
+def test_a_ramp_that_is_not_known_is_no_ramp_of_0(tmp_path: Path) -> None:
+    (arm,) = read_runs([(None, made(tmp_path / "a", schedule="return_pd"))]).arms
+    assert arm.ramp_steps is None
+    assert arm.weight_at_end == 0.57
 
 
 def test_names_are_the_users_or_the_runs_and_one_name_is_one_arm(tmp_path: Path) -> None:
