@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from o2o_smooth.smoothing.rules import rule_name
 from o2o_smooth.stability.arms import Arm, find_twins, group_curves, role_of
 from o2o_smooth.stability.curves import Curve, read_curves
 from o2o_smooth.stability.signals import SignalLines, read_signals
+from o2o_smooth.training.config import RunConfig
+from o2o_smooth.training.config_hygiene import TREATMENTS
 from o2o_smooth.training.pictures import read_manifest
-from o2o_smooth.training.ramps import ramp_length
+from o2o_smooth.training.ramps import COMPONENT_SCHEDULES, ramp_length
 
 AUDIT = "audit.jsonl"
 METRICS = "metrics.jsonl"
@@ -39,6 +42,14 @@ NOT_SETTINGS = (
     "wandb_project",
 )
 """Of a run's settings, those that do not say what was done: names, random numbers, and what is logged where."""
+
+
+_DEFAULTS: dict[str, Any] = {
+    field.name: asdict(field.default_factory()) if field.default_factory is not MISSING else field.default
+    for field in fields(RunConfig)
+    if field.default_factory is not MISSING or field.default is not MISSING
+}
+"""Of a run's settings; groups as mappings."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +88,9 @@ def read_runs(folders: Sequence[tuple[str | None, Path]]) -> Runs:
     _check_tasks(manifests)
     arms: list[Arm] = []
     signals: dict[str, dict[str, SignalLines]] = {}
+    treated = _treated({name: found[0][1]["config"] for name, found in manifests.items()})
     for name, mine in group_curves(curves).items():
-        arms.append(_arm(name, mine, manifests[name]))
+        arms.append(_arm(name, mine, manifests[name], treated=name in treated))
         for folder, _ in manifests[name]:
             _add(signals, name, read_signals(folder / METRICS, WEIGHTS))
             _add(signals, name, read_signals(folder / AUDIT, ()))
@@ -106,7 +118,22 @@ def _adaptive(config: Mapping[str, Any]) -> bool:
     return rule_name(config["smoothing"]["schedule"]) is not None
 
 
-def _arm(name: str, curves: tuple[Curve, ...], runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> Arm:
+def _treated(configs: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """The arms whose switch something other than smoothing eases: hygiene, an anchor, an average.
+
+    A setting that all of several arms share is common ground and sets none of them apart: a fork with a warm-up for
+    all has its controls all the same.
+    """
+    off = {(group, name): v for group in TREATMENTS for name, v in _DEFAULTS[group].items()}
+    found = set()
+    for (group, name), value in off.items():
+        values = {arm: (config.get(group) or {}).get(name, value) for arm, config in configs.items()}
+        if len(values) == 1 or any(one != other for one, other in itertools.pairwise(values.values())):
+            found |= {arm for arm, own in values.items() if own != value}
+    return found
+
+
+def _arm(name: str, curves: tuple[Curve, ...], runs: Sequence[tuple[Path, Mapping[str, Any]]], *, treated: bool) -> Arm:
     """An arm from the manifests of its runs."""
     texts = {settings_text(_without_origin(manifest["config"])) for _, manifest in runs}
     if len(texts) > 1:
@@ -116,9 +143,9 @@ def _arm(name: str, curves: tuple[Curve, ...], runs: Sequence[tuple[Path, Mappin
         )
     config = runs[0][1]["config"]
     smoothing = config["smoothing"]
-    own = [smoothing.get(f"{part}_schedule") for part in ("actor", "critic", "value", "temperature")]
+    treated = treated or any(smoothing.get(part) for part in COMPONENT_SCHEDULES)
     share = smoothing.get("offline_fraction")
-    role = "smoothed" if any(own) else role_of(smoothing["schedule"], smoothing.get("regime", "retain"), share)
+    role = role_of(smoothing["schedule"], smoothing.get("regime", "retain"), share, treated=treated)
     return Arm(
         name=name,
         curves=curves,

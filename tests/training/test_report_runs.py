@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from o2o_smooth.errors import DataError, O2OError
+from o2o_smooth.stability.comparison import choose_baseline
 from o2o_smooth.training.ramps import ramp_length
 from o2o_smooth.training.report_runs import read_runs
 from tests.training.test_pictures import fake_run
@@ -71,6 +72,46 @@ def test_controls_are_recognised_by_their_settings(tmp_path: Path) -> None:
     assert [arms[name].ramp_steps for name in "abcdefgh"] == [0, 0, 0, 0, 300, 300, 500, 50]
     assert arms["g"].weight_at_end == 0.57  # it moves on signals, so its end has to be looked up
     assert arms["e"].weight_at_end is None
+
+
+@pytest.mark.parametrize(
+    "treatment",
+    [{"anchors": {"anchor_kl": 1.0}}, {"averaging": {"ema_decay": 0.9}}, {"hygiene": {"reset_optimizer": "all"}}],
+)
+def test_an_arm_that_something_else_eases_is_no_control_and_no_baseline(
+    tmp_path: Path, treatment: dict[str, Any]
+) -> None:
+    off: dict[str, Any] = {"anchors": {"anchor_kl": 0.0}, "averaging": {}, "hygiene": {"reset_optimizer": None}}
+    folders = [
+        made(tmp_path / "held", schedule="jump", **{**off, **treatment}),
+        made(tmp_path / "jump", schedule="jump"),  # before these groups were there
+        made(tmp_path / "control", schedule="stay", **off),
+        made(tmp_path / "stays", schedule="stay", **treatment),
+        made(tmp_path / "floor", schedule="floor:0.2+jump", **treatment),
+        made(tmp_path / "mixed", schedule="jump", regime="mixed", **treatment),
+    ]
+    arms = read_runs([(None, folder) for folder in folders]).arms
+    assert {arm.name: arm.role for arm in arms} == {
+        "held": "smoothed",
+        "jump": "jump",
+        "control": "stay",
+        "stays": "smoothed",
+        "floor": "smoothed",
+        "mixed": "smoothed",
+    }
+    assert choose_baseline(arms, None).name == "jump"
+    (alone,) = read_runs([(None, folders[0])]).arms
+    assert alone.role == "smoothed"
+
+
+def test_what_all_arms_share_sets_none_apart(tmp_path: Path) -> None:
+    warm: dict[str, Any] = {"hygiene": {"warm_up_steps": 100}}
+    folders = [
+        made(tmp_path / "a", schedule="jump", **warm),
+        made(tmp_path / "b", schedule="stay", **warm),
+        made(tmp_path / "c", schedule="jump", **warm, anchors={"anchor_l2": 0.1}),
+    ]
+    assert [arm.role for arm in read_runs([(None, folder) for folder in folders]).arms] == ["jump", "stay", "smoothed"]
 
 
 WARM = {"hygiene": {"warm_up_steps": 1000}}
