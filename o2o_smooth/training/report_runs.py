@@ -36,12 +36,14 @@ NOT_SETTINGS = (
     "overwrite",
     "save_online",
     "seeds",
+    "switch",
     "tensorboard",
     "threads",
     "wandb",
     "wandb_project",
 )
-"""Of a run's settings, those that do not say what was done: names, random numbers, and what is logged where."""
+"""Of a run's settings, those that do not say what was done: names, random numbers, what is checked, and what is logged
+where."""
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -110,8 +112,16 @@ def _place(name: str) -> int:
 
 
 def settings_text(config: Mapping[str, Any]) -> str:
-    """All settings of a run that say what was done, as text: two arms that agree in it are an A/A pair."""
-    return json.dumps({k: v for k, v in config.items() if k not in NOT_SETTINGS}, sort_keys=True)
+    """All settings of a run that say what was done, as text: two arms that agree in it are an A/A pair.
+
+    Settings that older manifests lack were not there to be changed, so they count as their defaults.
+    """
+    whole = dict(config)
+    for name, default in _DEFAULTS.items():
+        whole[name] = (
+            {**default, **(config.get(name) or {})} if isinstance(default, dict) else config.get(name, default)
+        )
+    return json.dumps({k: v for k, v in whole.items() if k not in NOT_SETTINGS}, sort_keys=True)
 
 
 def _adaptive(config: Mapping[str, Any]) -> bool:

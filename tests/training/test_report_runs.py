@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from o2o_smooth.agents import AGENTS
 from o2o_smooth.errors import DataError, O2OError
 from o2o_smooth.stability.comparison import choose_baseline
+from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.ramps import ramp_length
 from o2o_smooth.training.report_runs import read_runs
 from tests.training.test_pictures import fake_run
@@ -43,6 +46,7 @@ def made(
     return folder
 
 
+GROUPS = ("adaptive", "hygiene", "anchors", "averaging", "evaluation")
 SMOOTHING = ("schedule", "regime", "ramp_steps", "ramp_unit", "actor_schedule", "offline_fraction_end")
 
 
@@ -102,6 +106,26 @@ def test_an_arm_that_something_else_eases_is_no_control_and_no_baseline(
     assert choose_baseline(arms, None).name == "jump"
     (alone,) = read_runs([(None, folders[0])]).arms
     assert alone.role == "smoothed"
+
+
+def test_an_aa_pair_may_be_audited_differently_and_be_older_than_a_setting(tmp_path: Path) -> None:
+    """What is checked and watched changes nothing in a run, and a group that was not there was not changed."""
+    plain = made(tmp_path / "a", schedule="linear:300")
+    newer: dict[str, Any] = {
+        **{group: asdict(getattr(RunConfig(hyper=AGENTS["iql"].config_class()), group)) for group in GROUPS},
+        "precision": "fp32",
+        "switch": {"parity_check": False, "audit": False, "audit_every": 50, "audit_rows": 128},
+    }
+    again = made(tmp_path / "b", schedule="linear:300", online_stream=1, **newer)
+    held = made(tmp_path / "c", schedule="linear:300", online_stream=2, anchors={"anchor_kl": 1.0})
+    gate = made(tmp_path / "d", schedule="linear:300", online_stream=3, adaptive={"gate_share": 0.5})
+    arms = read_runs([(None, folder) for folder in (plain, again, held, gate)]).arms
+    assert [(arm.role, arm.twin_of) for arm in arms] == [
+        ("smoothed", None),
+        ("twin", "a"),
+        ("smoothed", None),
+        ("smoothed", None),
+    ]
 
 
 def test_what_all_arms_share_sets_none_apart(tmp_path: Path) -> None:
