@@ -9,6 +9,7 @@ from o2o_smooth.stability.arms import arms_by_name
 from o2o_smooth.stability.compared import Comparison, Settings
 from o2o_smooth.stability.comparison import compare
 from o2o_smooth.stability.page import arm_sentences, sentences
+from o2o_smooth.stability.report_files import ramp_end
 from tests.stability.curve_cases import FLAT, JUMP, LATE, SMOOTH, arms, curve
 
 ROW = [
@@ -146,6 +147,13 @@ def test_no_verdict_before_twice_the_ramp() -> None:
     assert "No verdict on a dip of linear" in arm_sentences(beyond)["linear"]
     window = compare([jump, replace(linear, ramp_steps=500.0)], Settings(window=800))
     assert window.columns[1].outcome.refusal == "short"
+
+
+def test_the_end_of_the_ramps_is_shown_where_they_share_it_and_jumps_have_none() -> None:
+    warm = [replace(arm, ramp_steps={"jump": 100.0}.get(arm.name, 300.0)) for arm in arms({"jump": JUMP, "a": SMOOTH})]
+    assert ramp_end(compare(warm)) == 300.0
+    two = [*warm, *(replace(arm, ramp_steps=400.0) for arm in arms({"b": SMOOTH}))]
+    assert ramp_end(compare(two)) is None
 
 
 def test_controls_are_no_arms_to_recommend_and_missing_ones_are_named() -> None:
