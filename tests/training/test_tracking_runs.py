@@ -293,7 +293,7 @@ def test_returns_have_no_regret_and_a_diverged_seed_no_numbers(tmp_path: Path) -
 
 def test_the_summary_has_the_reports_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One way to measure: what the sinks log when a run ends is what its report says later."""
-    lines = []
+    lines: list[str] = []
     for step, score, std in ((0, 60.0, 9.0), (10, 20.0, 30.0), (20, 58.0, 1.0), (30, 61.0, 2.0)):
         row = {"phase": "online" if step else "switch", "env_steps": step, "updates": step, "seed": 0, "score": score}
         lines.append(json.dumps({**row, "return_mean": score, "return_std": std, "episodes": 8 if step else 16}))
@@ -305,9 +305,9 @@ def test_the_summary_has_the_reports_numbers(tmp_path: Path, monkeypatch: pytest
         return measured[-1]
 
     monkeypatch.setattr("o2o_smooth.training.tracking.summary.measure", spy)
-    (row,) = stability_rows(tmp_path, 7)
+    (summary,) = stability_rows(tmp_path, 7)
     (found,) = measured
     expected = {**vars(found.metrics), "null_dip": found.null_dip}
-    assert {name: row[name] for name in FIELDS} == {name: expected[name] for name in FIELDS}
-    assert (row["dip_depth"], row["recovered"], row["budget"]) == (40.0, 1.0, 30.0)
-    assert row["null_dip"] > 0.0
+    assert {name: summary[name] for name in FIELDS} == {name: expected[name] for name in FIELDS}
+    assert (summary["dip_depth"], summary["recovered"], summary["budget"]) == (40.0, 1.0, 30.0)
+    assert summary["null_dip"] > 0.0
