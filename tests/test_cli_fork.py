@@ -115,9 +115,13 @@ def test_compare_calls_arms_by_their_names(study: Path, tmp_path: Path, capsys: 
 def test_a_ramp_that_ends_with_the_budget_is_warned_about(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arms = ["--arm", "linear:60", "--arm", "jump"]
+    arms = ["--arm", "linear:60", "--arm", "jump", "--arm", "name=late,jump,warm-up-steps=70"]
+    arms += ["--arm", "name=one,jump,critic-schedule=linear:50", "--arm", "name=warm,linear:20,warm-up-steps=30"]
     assert main(["fork", str(base), *arms, *SHORT, "--out", str(tmp_path / "x")]) == 0
     told = " ".join(capsys.readouterr().err.split())
+    assert "warning: 'late' ends its warm-up at 70 of 80 steps" in told
+    assert "warning: 'one' ends its ramp at 50 of 80 steps" in told
+    assert "warning: 'warm' ends its ramp at 50 of 80 steps" in told
     assert "warning: 'linear:60' ends its ramp at 60 of 80 steps" in told
     assert "--online-steps 120" in told
     assert "'jump' ends" not in told

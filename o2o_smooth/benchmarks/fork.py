@@ -9,27 +9,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from o2o_smooth.benchmarks.arms import run_arms
 from o2o_smooth.benchmarks.placement import Population
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.files import written_whole
-from o2o_smooth.smoothing import parse_schedule
+from o2o_smooth.smoothing.rules import rule_name
 from o2o_smooth.stability.curves import Curve
+from o2o_smooth.stability.intervals import PairedDifference, paired_difference
 from o2o_smooth.stability.metrics import stability_metrics
 from o2o_smooth.stability.report import arm_table, render_table, table_note
-from o2o_smooth.training.config import RunConfig, SmoothingConfig
+from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.forking import AGAIN, ForkArm, check_arms
 from o2o_smooth.training.manifest import versions
 from o2o_smooth.training.pictures import draw_arms, read_manifest
 from o2o_smooth.training.prepare import check_out
 from o2o_smooth.training.progress import ProgressSink
+from o2o_smooth.training.ramps import ramp_length
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_FOREVER = 1e12
+_CONFIDENCE = 0.95
 FORK, RESULTS, PICTURE = "fork.json", "RESULTS.md", "stability.png"
 
 
@@ -187,35 +187,23 @@ def _record(
 def _warn_of_ramp(arm: ForkArm, progress: ProgressSink) -> None:
     """A dip that a ramp only postpones comes at its end: say where nobody would see it."""
     config = arm.config
-    end = ramp_length(config.smoothing)
+    end = ramp_length(config.to_dict())
     if end is not None and config.online_steps < 2 * end:
+        if end > config.hygiene.warm_up_steps:
+            what = f"ends its {'' if rule_name(config.smoothing.schedule) is None else 'shortest '}ramp"
+        else:
+            what = "ends its warm-up"
         progress.note(
-            f"warning: '{arm.name}' ends its ramp at {end:,.0f} of {config.online_steps:,} steps; a dip that is only "
-            f"postponed shows after it. Go on to twice the ramp (--online-steps {2 * end:.0f}) before you believe it"
+            f"warning: '{arm.name}' {what} at {end:,.0f} of {config.online_steps:,} steps; a dip that is only "
+            f"postponed shows after it. Go on to twice that (--online-steps {math.ceil(2 * end)}) before you believe it"
         )
 
 
-def ramp_length(smoothing: SmoothingConfig) -> float | None:
-    """Environment steps until a curve stops moving; None where it never moves, or moves by updates or on signals."""
-    try:
-        curve = parse_schedule(smoothing.schedule, smoothing.ramp_steps)
-    except ValueError:
-        return None
-    last = curve(_FOREVER) - 1e-9
-    if smoothing.ramp_unit != "env_steps" or curve(0.0) >= last:
-        return None
-    low, high = 0.0, _FOREVER
-    while high - low > 0.5:  # curves never fall
-        middle = (low + high) / 2
-        low, high = (low, middle) if curve(middle) >= last else (middle, high)
-    return float(math.ceil(high - 0.5))
-
-
 def paired_rows(curves: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:
-    """Every arm minus the first, seed by seed: mean and standard error of the differences.
+    """Every arm minus the first, over the seeds that both have.
 
-    Keys: `arm`, `against`, `n`; `dip`, `dip_area`, `final` as (mean, standard error, None for one seed); `smaller_dip`:
-    seeds whose dip is smaller than the first arm's.
+    Keys: `arm`, `against`, `n`; `dip`, `dip_area`, `final`: the `PairedDifference`, whose `better` counts the seeds on
+    which the arm does better than the first; None where the two share no seed.
     """
     found = {
         arm: {curve.seed: stability_metrics(curve.env_steps, curve.scores) for curve in mine}
@@ -227,10 +215,12 @@ def paired_rows(curves: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:
         seeds = [seed for seed in found[first] if seed in found[arm]]
         row: dict[str, Any] = {"arm": arm, "against": first, "n": len(seeds)}
         for name, of_curve in (("dip", "dip_depth"), ("dip_area", "dip_area"), ("final", "final")):
-            own = [getattr(found[arm][s], of_curve) - getattr(found[first][s], of_curve) for s in seeds]
-            error = float(np.std(own, ddof=1)) / len(own) ** 0.5 if len(own) > 1 else None
-            row[name] = (float(np.mean(own)) if own else float("nan"), error)
-        row["smaller_dip"] = sum(found[arm][s].dip_depth < found[first][s].dip_depth for s in seeds)
+            own, other = ([getattr(found[which][s], of_curve) for s in seeds] for which in (arm, first))
+            row[name] = (
+                paired_difference(own, other, confidence=_CONFIDENCE, higher_is_better=name == "final")
+                if seeds
+                else None
+            )
         rows.append(row)
     return rows
 
@@ -238,18 +228,30 @@ def paired_rows(curves: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:
 _HEADERS = ("Arm minus the first", "Dip", "Dip area", "Final", "Smaller dip")
 
 
-def _paired_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    def amount(pair: tuple[float, float | None]) -> str:
-        mean, error = pair
-        return f"{mean:+.1f}" + ("" if error is None else f" ± {error:.1f}")
+def _paired_cells(row: Mapping[str, Any], between: str = " ") -> tuple[str, ...]:
+    """A row as text, `between` a mean and its interval."""
+
+    def amount(found: PairedDifference | None) -> str:
+        if found is None:
+            return "-"
+        if found.n == 1:
+            return f"{found.mean:+.1f}"
+        low, high = (f"{end:+.1f}" if math.isfinite(end) else "no bound" for end in (found.low, found.high))
+        return f"{found.mean:+.1f}{between}[{low}, {high}]"
 
     values = (amount(row[name]) for name in ("dip", "dip_area", "final"))
-    return str(row["arm"]), *values, f"{row['smaller_dip']} of {row['n']}"
+    return str(row["arm"]), *values, f"{row['dip'].better if row['dip'] else 0} of {row['n']}"
 
 
 def paired_note(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the columns mean, and what chance alone does where an A/A pair tells."""
-    note = f"Minus '{rows[0]['against']}', seed by seed; ±: standard error over seeds."
+    note = f"Minus '{rows[0]['against']}', seed by seed: mean over seeds"
+    found = [row[name] for row in rows for name in ("dip", "dip_area", "final") if row["n"] > 1]
+    if found:
+        holds = min(one.confidence for one in found)
+        few = "" if holds >= _CONFIDENCE else f", of which so few seeds allow {100 * holds:.4g} % only"
+        note += f" [{100 * _CONFIDENCE:.4g} % interval{few}]"
+    note += "."
     again = next((row for row in rows if row["arm"].endswith(AGAIN)), None)
     if again is not None:
         note += (
@@ -270,7 +272,7 @@ def paired_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for i, header in enumerate(_HEADERS):
         table.add_column(header, justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, _paired_cells(row)))
+        table.add_row(*map(escape, _paired_cells(row, between="\n")))  # two lines, so that it fits
     return table
 
 

@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 
 @lru_cache(maxsize=4096)
-def t_quantile(confidence: float, degrees: int) -> float:
+def t_at_confidence(confidence: float, degrees: int) -> float:
     """One-sided quantile of Student's t: P(T <= quantile) = confidence.
 
     Args:

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from o2o_smooth.smoothing.bounds import t_quantile
+from o2o_smooth.smoothing.bounds import t_at_confidence
 from o2o_smooth.smoothing.signals import Ramp, Weights, check_positive, check_returns
 
 FEWEST = 4  # episodes in a yardstick: with fewer a deviation is a guess
@@ -183,7 +183,7 @@ class PerformanceGate(Ramp):
         n, k = stick.episodes, len(fresh)
         squares = (n - 1) * stick.deviation**2 + float(((fresh - fresh.mean()) ** 2).sum())
         sigma = max(math.sqrt(squares / (n + k - 2)) if k > 1 else stick.deviation, self._coin(own, stick))
-        t = t_quantile(config.confidence, n + max(k, 1) - 2)
+        t = t_at_confidence(config.confidence, n + max(k, 1) - 2)
         own.evidence, closed, size = 0.0, False, 1
         while size <= k:
             mean = float(fresh[k - size :].mean())

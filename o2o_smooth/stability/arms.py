@@ -1,7 +1,7 @@
 """The arms of a comparison, and which of them are controls. Imports neither torch nor our agents.
 
-A control is recognised by what it did at the switch (schedule and regime of its manifest; for curves of other libraries
-by its name), never by where it stands in a list.
+A control is recognised by what it did at the switch (schedule, regime and whatever else its manifest tells; for curves
+of other libraries by its name), never by where it stands in a list.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Arm:
     curves: tuple[Curve, ...]
     """One a seed, seeds rising."""
     role: Role
-    """`jump`, `smoothed`, or which control it is."""
+    """`jump`, `smoothed` (eased in whatever way), or which control it is."""
     twin_of: str | None = None
     """The arm whose settings it has, with other random numbers (role `twin`)."""
     ramp_steps: float | None = None
@@ -61,8 +61,20 @@ class Arm:
         return tuple(curve.seed for curve in self.curves)
 
 
-def role_of(schedule: str, regime: str = "retain", offline_fraction: float | None = None) -> Role:
-    """What an arm is, from the text of its schedule and the regime of its batches."""
+def role_of(
+    schedule: str, regime: str = "retain", offline_fraction: float | None = None, *, treated: bool = False
+) -> Role:
+    """What an arm is, from the text of its schedule and the regime of its batches.
+
+    Args:
+        schedule: Of all components.
+        regime: Of its batches.
+        offline_fraction: Share of offline rows in the online batch; None: the regime's.
+        treated: Whether something else eases its switch (a component's own curve, an anchor, an average, ...): then it
+            is compared with controls and none itself, whatever its schedule.
+    """
+    if treated:
+        return "smoothed"
     parts = [part.strip() for part in schedule.split("+")]
     if parts == ["stay"]:
         return "stay"

@@ -159,6 +159,7 @@ def _effects(
             significant=difference is not None and difference.significant,
             noise=noise,
             aa=aa.get(key) if drawn else None,
+            base=float(np.mean(b)) if b else None,
         )
     return found
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from o2o_smooth.stability.student import t_quantile, t_tail
+from o2o_smooth.stability.student import t_at_tail, t_tail
 
 FloatArray = NDArray[np.float64]
 LEVEL = 0.05
@@ -164,7 +164,7 @@ def _p(values: FloatArray) -> float:
 def interval(values: ArrayLike, level: float = LEVEL) -> float:
     """Half the width of the interval of a mean over (S, E) values, of coverage 1 - level."""
     _, error, df = _test(np.asarray(values, np.float64))
-    return t_quantile(level / 2, df) * error
+    return t_at_tail(level / 2, df) * error
 
 
 def _amount(value: float) -> str:

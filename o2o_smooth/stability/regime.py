@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from o2o_smooth.stability.student import t_quantile, t_tail
+from o2o_smooth.stability.student import t_at_tail, t_tail
 
 Regime = Literal["policy better", "data better", "comparable"]
 LEVEL = 0.05
@@ -102,7 +102,7 @@ def compare_with_data(policy: ArrayLike, data: Episodes, *, margin: float) -> Co
     each = [Episodes(float(row.mean()), float(row.std()), len(row)) for row in episodes]
     difference, variance, df = _difference(each, data)
     error = math.sqrt(variance)
-    width = t_quantile(LEVEL, df) * error
+    width = t_at_tail(LEVEL, df) * error
     return Comparison(
         regime=_regime(difference, error, df, margin),
         certain=_certain(difference, error, df, margin),

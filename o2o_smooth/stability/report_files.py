@@ -85,12 +85,18 @@ def write_report(
     return written
 
 
+def ramp_end(comparison: Comparison) -> float | None:
+    """Where all ramps end, if they end together; after a warm-up a jump has a length too, but no ramp."""
+    arms = [column.arm for column in comparison.columns]
+    ends = {arm.ramp_steps for arm in arms if arm.ramp_steps and arm.role == "smoothed"}
+    return ends.pop() if len(ends) == 1 else None
+
+
 def make_figures(
     comparison: Comparison, signals: Mapping[str, Mapping[str, SignalLines]], about: About
 ) -> dict[str, tuple[str, Figure]]:
     """The pictures by file name, each with its caption."""
     arms = {column.arm.name: column.arm.curves for column in comparison.columns}
-    ends = {column.arm.ramp_steps for column in comparison.columns if column.arm.ramp_steps}
     figures = {
         "curves.png": (
             f"Curves from the switch on, with logarithmic time: means over seeds with intervals ("
@@ -100,7 +106,7 @@ def make_figures(
                 title=about.title,
                 subtitle=about.subtitle,
                 unit=comparison.unit,
-                ramp_end=ends.pop() if len(ends) == 1 else None,
+                ramp_end=ramp_end(comparison),
                 weights=_weights(signals) or None,
                 mix_provenance=True,  # refused before, where it was not asked for
                 bands=bands(comparison),

@@ -23,20 +23,20 @@ def t_tail(t: float, df: float) -> float:
     return half if t >= 0 else 1.0 - half
 
 
-def t_quantile(share: float, df: float) -> float:
-    """The t with P(T > t) = `share`, in (0, 1)."""
-    if not 0.0 < share < 1.0:
-        raise ValueError(f"a share of the distribution lies between 0 and 1, got {share}")
-    if share > 0.5:
-        return -t_quantile(1.0 - share, df)
+def t_at_tail(tail: float, df: float) -> float:
+    """The t with P(T > t) = `tail`, in (0, 1): 0.025 gives the upper end of a two-sided 95 %."""
+    if not 0.0 < tail < 1.0:
+        raise ValueError(f"a tail of the distribution lies between 0 and 1, got {tail}")
+    if tail > 0.5:
+        return -t_at_tail(1.0 - tail, df)
     low, high = 0.0, 1.0
-    while t_tail(high, df) > share:
+    while t_tail(high, df) > tail:
         low, high = high, 2.0 * high
     for _ in range(200):
         middle = (low + high) / 2
         if middle in (low, high):
             break
-        low, high = (middle, high) if t_tail(middle, df) > share else (low, middle)
+        low, high = (middle, high) if t_tail(middle, df) > tail else (low, middle)
     return high
 
 

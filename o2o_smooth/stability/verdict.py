@@ -7,7 +7,8 @@ What is said and what is refused:
   seeds agree. Smaller than the A/A difference is noise, whatever a test says; anything else is not decided.
 * No verdict on a dip where J0 is within noise of the random score, for then there is nothing to lose that could be
   seen; nor where evaluation ends before twice the ramp, for a window that ends with the ramp shows a false victory.
-* An arm that falls as deep as the baseline, only later, has postponed the dip, and the sentence says so.
+* An arm that falls as deep as the baseline, only later, has postponed the dip, and the sentence says so. Where seeds do
+  not decide whether it falls as deep, the sentence says that and when it fell.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ class Effect:
     """Up to here it is noise: the difference of the A/A pair, or what stands in for it."""
     aa: float | None = None
     """The difference of the A/A pair; None without one."""
+    base: float | None = None
+    """The baseline's mean over these pairs, which may be fewer seeds than the baseline has; None where not known."""
 
     def kind(self, *, higher_is_better: bool) -> Kind:
         """What can be said of it."""
@@ -149,11 +152,17 @@ class Unknowns:
 def postponed(change: Change, baseline: Outcome, budget: float) -> Effect | None:
     """The delay of an arm that only postpones the baseline's dip; None where it does not.
 
-    Both drop (on half of the seeds at least), the depth is not reduced, and the minimum, or the moment of the drop,
-    comes later on three quarters of the seeds, by a twentieth of the budget, and by more than A/A pairs differ.
+    Both drop (on half of the seeds at least), the depth is as it was or worse, and the minimum, or the moment of the
+    drop, comes later on three quarters of the seeds, by a twentieth of the budget, and by more than A/A pairs differ.
     """
+    shallower = change.depth.kind(higher_is_better=False) not in ("noise", "worse")  # or may be
+    return None if shallower else _later(change, baseline, budget)
+
+
+def _later(change: Change, baseline: Outcome, budget: float) -> Effect | None:
+    """By how much an arm drops later than the baseline; None where it does not, or where one of them does not drop."""
     both = 2 * change.arm.dropped >= change.arm.n > 0 and 2 * baseline.dropped >= baseline.n > 0
-    if not both or change.depth.kind(higher_is_better=False) == "better" or change.arm.refusal or baseline.refusal:
+    if not both or change.arm.refusal or baseline.refusal:
         return None
     for later in (change.minimum, change.onset):
         enough = later.mean > max(LATER_FRACTION * budget, later.noise)
@@ -222,16 +231,19 @@ def change_clause(change: Change, baseline: Outcome, budget: float, unit: str = 
         return f"no verdict on {name} (" + (
             "there is none on the baseline)" if baseline.refusal else "it shares no seed with the baseline)"
         )
-    later = postponed(change, baseline, budget)
-    if later is not None:
-        how = "lowest point came" if later is change.minimum else "drop came"
-        size = f"{_amount(change.arm.depth)} instead of {_amount(baseline.depth)} {_word(unit)}"
-        return (
-            f"{name} only postponed the dip: it was not smaller ({size}; {_aa(depth)}), but its {how} "
-            f"{_steps(later.mean)} steps later, on {later.up} of {_seeds(later.n)}{_area_words(change.area)}, "
-            f"and it {_final_words(change, unit)}"
-        )
-    return f"{name} {_depth_words(change, baseline, unit)}, and {_final_words(change, unit)}"
+    later, undecided = _later(change, baseline, budget), depth.kind(higher_is_better=False) == "undecided"
+    if later is None or not (undecided or postponed(change, baseline, budget)):
+        return f"{name} {_depth_words(change, baseline, unit)}, and {_final_words(change, unit)}"
+    how = "lowest point came" if later is change.minimum else "drop came"
+    when = f"its {how} {_steps(later.mean)} steps later, on {later.up} of {_seeds(later.n)}{_area_words(change.area)}"
+    size = _sizes(depth, unit)
+    if undecided:
+        side = "deeper" if depth.mean > 0 else "smaller"
+        seeds = f"on {depth.up if depth.mean > 0 else depth.down} of {_seeds(depth.n)}"
+        said = f"may have made the dip {side} ({size}; {_aa(depth)}) {seeds}, which these seeds do not decide; {when}"
+    else:
+        said = f"only postponed the dip: it was not smaller ({size}; {_aa(depth)}), but {when}"
+    return f"{name} {said}, and it {_final_words(change, unit)}"
 
 
 def what_changed(changes: Sequence[Change], baseline: Outcome, budget: float, unit: str = "score") -> str:
@@ -318,7 +330,7 @@ def _depth_words(change: Change, baseline: Outcome, unit: str) -> str:
     side = "deeper" if depth.mean > 0 else "smaller"
     if kind == "undecided":
         return f"may have changed the dip ({_beside(depth, unit)}; {side} {seeds}), which these seeds do not decide"
-    share = f"{100 * abs(depth.mean) / baseline.depth:.0f} % of it; " if baseline.depth > 0 else ""
+    share = f"{100 * abs(depth.mean) / depth.base:.0f} % of it; " if depth.base and depth.base > 0 else ""
     return f"made the dip {_points(abs(depth.mean), unit)} {side} ({share}{_aa(depth)}) {seeds}"
 
 
@@ -337,6 +349,13 @@ def _final_words(change: Change, unit: str) -> str:
         return f"ended {_points(abs(final.mean), unit)} {side} ({seeds} of {_seeds(final.n)}; {_aa(final)})"
     how = "within noise of" if kind == "noise" else "not told apart from"
     return f"ended {how} the baseline ({_signed(final.mean)}; {_aa(final)})"
+
+
+def _sizes(depth: Effect, unit: str) -> str:
+    """Both dips, over the seeds that both arms have."""
+    if depth.base is None:
+        return f"{_signed(depth.mean)} {_word(unit)}"
+    return f"{_amount(depth.base + depth.mean)} instead of {_amount(depth.base)} {_word(unit)}"
 
 
 def _beside(effect: Effect, unit: str) -> str:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 Parts = Literal["actor", "critic", "all"]
 _PARTS = ("actor", "critic", "all")
 
+TREATMENTS = ("hygiene", "anchors", "averaging")
+"""The groups of a run's settings that are here: an arm that differs in them is eased, whatever its schedule."""
+
 
 @dataclass(frozen=True)
 class HygieneConfig:

@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from o2o_smooth.errors import CheckpointError, ConfigError
+from o2o_smooth.stability.arms import role_of
 from o2o_smooth.training.checkpoint import find_checkpoint
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig, apply_values
+from o2o_smooth.training.config_hygiene import TREATMENTS
+from o2o_smooth.training.ramps import COMPONENT_SCHEDULES
 
 CONTROLS = ("stay", "jump, mixed batch", "jump to floor 0.2")
 """Names of the controls, without the A/A pair's second arm."""
@@ -114,7 +117,7 @@ def with_controls(arms: Sequence[ForkArm], base: RunConfig[Any]) -> list[ForkArm
         arms: At least one.
         base: The settings that all arms share.
     """
-    compared = next((arm for arm in arms if not _is_control(arm.config.smoothing)), arms[0])
+    compared = next((arm for arm in arms if not _is_control(arm.config, base)), arms[0])
     own = replace(
         compared.config.smoothing,
         weight_in="raw",
@@ -182,11 +185,14 @@ def find_switch(path: Path) -> Path:
     return folder
 
 
-def _is_control(smoothing: SmoothingConfig) -> bool:
-    """Whether an arm is in itself one of the controls."""
-    schedule = smoothing.schedule
-    to_floor = schedule.startswith("floor:") and schedule.endswith("+jump")
-    return schedule == "stay" or to_floor or (schedule == "jump" and smoothing.regime == "mixed")
+def _is_control(config: RunConfig[Any], base: RunConfig[Any]) -> bool:
+    """Whether an arm is in itself one of the controls: nothing eases its switch but what all arms share."""
+    smoothing = config.smoothing
+    treated = any(getattr(smoothing, name) is not None for name in COMPONENT_SCHEDULES) or any(
+        getattr(config, group) != getattr(base, group) for group in TREATMENTS
+    )
+    role = role_of(smoothing.schedule, smoothing.regime, smoothing.offline_fraction, treated=treated)
+    return role in ("stay", "mixed", "floor")
 
 
 def _is_again(config: RunConfig[Any], first: RunConfig[Any]) -> bool:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from o2o_smooth.errors import DataError, O2OError
-from o2o_smooth.smoothing.schedules import parse_schedule
+from o2o_smooth.smoothing.rules import rule_name
 from o2o_smooth.stability.arms import Arm, find_twins, group_curves, role_of
 from o2o_smooth.stability.curves import Curve, read_curves
 from o2o_smooth.stability.signals import SignalLines, read_signals
+from o2o_smooth.training.config import RunConfig
+from o2o_smooth.training.config_hygiene import TREATMENTS
 from o2o_smooth.training.pictures import read_manifest
+from o2o_smooth.training.ramps import COMPONENT_SCHEDULES, ramp_length
 
 AUDIT = "audit.jsonl"
 METRICS = "metrics.jsonl"
@@ -32,12 +36,22 @@ NOT_SETTINGS = (
     "overwrite",
     "save_online",
     "seeds",
+    "switch",
     "tensorboard",
     "threads",
     "wandb",
     "wandb_project",
 )
-"""Of a run's settings, those that do not say what was done: names, random numbers, and what is logged where."""
+"""Of a run's settings, those that do not say what was done: names, random numbers, what is checked, and what is logged
+where."""
+
+
+_DEFAULTS: dict[str, Any] = {
+    field.name: asdict(field.default_factory()) if field.default_factory is not MISSING else field.default
+    for field in fields(RunConfig)
+    if field.default_factory is not MISSING or field.default is not MISSING
+}
+"""Of a run's settings; groups as mappings."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +90,9 @@ def read_runs(folders: Sequence[tuple[str | None, Path]]) -> Runs:
     _check_tasks(manifests)
     arms: list[Arm] = []
     signals: dict[str, dict[str, SignalLines]] = {}
+    treated = _treated({name: found[0][1]["config"] for name, found in manifests.items()})
     for name, mine in group_curves(curves).items():
-        arms.append(_arm(name, mine, manifests[name]))
+        arms.append(_arm(name, mine, manifests[name], treated=name in treated))
         for folder, _ in manifests[name]:
             _add(signals, name, read_signals(folder / METRICS, WEIGHTS))
             _add(signals, name, read_signals(folder / AUDIT, ()))
@@ -97,51 +112,38 @@ def _place(name: str) -> int:
 
 
 def settings_text(config: Mapping[str, Any]) -> str:
-    """All settings of a run that say what was done, as text: two arms that agree in it are an A/A pair."""
-    return json.dumps({k: v for k, v in config.items() if k not in NOT_SETTINGS}, sort_keys=True)
+    """All settings of a run that say what was done, as text: two arms that agree in it are an A/A pair.
 
-
-def ramp_length(config: Mapping[str, Any]) -> float:
-    """Environment steps until every weight of a run stands still; of a rule that moves on signals, its own length."""
-    smoothing = config["smoothing"]
-    texts = [smoothing.get(f"{name}_schedule") for name in ("actor", "critic", "value", "temperature")]
-    texts = [smoothing["schedule"], *(text for text in texts if text is not None)]
-    if smoothing.get("offline_fraction_end") is not None:
-        texts.append(smoothing["offline_fraction_schedule"])
-    longest = max(_settled(text, float(smoothing["ramp_steps"])) for text in texts)
-    if smoothing.get("ramp_unit", "env_steps") == "env_steps" or longest == 0:
-        return longest
-    return longest / float(config["utd"]) + float(config["update_after"])
-
-
-def _settled(text: str, ramp_steps: float) -> float:
-    """The step from which a weight stands still; curves never fall, so it can be bracketed."""
-    try:
-        curve = parse_schedule(text, ramp_steps)
-    except ValueError:  # a rule that moves on signals
-        number = text.partition(":")[2]
-        return float(number) if number.replace(".", "", 1).isdigit() else ramp_steps
-    end = curve(1e15) - 1e-9
-    if curve(0.0) >= end:
-        return 0.0
-    low, high = 0.0, 1.0
-    while curve(high) < end:
-        low, high = high, 2 * high
-    while high - low > 1e-6 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if curve(middle) >= end else (middle, high)
-    return float(round(high, 3))
+    Settings that older manifests lack were not there to be changed, so they count as their defaults.
+    """
+    whole = dict(config)
+    for name, default in _DEFAULTS.items():
+        whole[name] = (
+            {**default, **(config.get(name) or {})} if isinstance(default, dict) else config.get(name, default)
+        )
+    return json.dumps({k: v for k, v in whole.items() if k not in NOT_SETTINGS}, sort_keys=True)
 
 
 def _adaptive(config: Mapping[str, Any]) -> bool:
-    try:
-        parse_schedule(config["smoothing"]["schedule"], 1.0)
-    except ValueError:
-        return True
-    return False
+    return rule_name(config["smoothing"]["schedule"]) is not None
 
 
-def _arm(name: str, curves: tuple[Curve, ...], runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> Arm:
+def _treated(configs: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """The arms whose switch something other than smoothing eases: hygiene, an anchor, an average.
+
+    A setting that all of several arms share is common ground and sets none of them apart: a fork with a warm-up for
+    all has its controls all the same.
+    """
+    off = {(group, name): v for group in TREATMENTS for name, v in _DEFAULTS[group].items()}
+    found = set()
+    for (group, name), value in off.items():
+        values = {arm: (config.get(group) or {}).get(name, value) for arm, config in configs.items()}
+        if len(values) == 1 or any(one != other for one, other in itertools.pairwise(values.values())):
+            found |= {arm for arm, own in values.items() if own != value}
+    return found
+
+
+def _arm(name: str, curves: tuple[Curve, ...], runs: Sequence[tuple[Path, Mapping[str, Any]]], *, treated: bool) -> Arm:
     """An arm from the manifests of its runs."""
     texts = {settings_text(_without_origin(manifest["config"])) for _, manifest in runs}
     if len(texts) > 1:
@@ -151,9 +153,9 @@ def _arm(name: str, curves: tuple[Curve, ...], runs: Sequence[tuple[Path, Mappin
         )
     config = runs[0][1]["config"]
     smoothing = config["smoothing"]
-    own = [smoothing.get(f"{part}_schedule") for part in ("actor", "critic", "value", "temperature")]
+    treated = treated or any(smoothing.get(part) for part in COMPONENT_SCHEDULES)
     share = smoothing.get("offline_fraction")
-    role = "smoothed" if any(own) else role_of(smoothing["schedule"], smoothing.get("regime", "retain"), share)
+    role = role_of(smoothing["schedule"], smoothing.get("regime", "retain"), share, treated=treated)
     return Arm(
         name=name,
         curves=curves,

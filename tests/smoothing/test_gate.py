@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from o2o_smooth.smoothing import PerformanceGate, PerformanceGateConfig
-from o2o_smooth.smoothing.bounds import t_quantile
+from o2o_smooth.smoothing.bounds import t_at_confidence
 
 GATE = PerformanceGateConfig(ramp_steps=1000, share=0.8, retreat=2.0, window=4, yardstick=8, ramp_episodes=5)
 STICK = [9.0, 10.0, 10.5, 10.5]  # mean 10, deviation 0.707, standard error 0.354: good after four episodes
@@ -38,12 +38,12 @@ def test_quantile_is_students() -> None:
     for confidence in (0.6, 0.75, 0.9, 0.95, 0.975, 0.99, 0.999):
         for degrees in (2, 3, 4, 5, 7, 10, 22, 100):
             expected = stats.t.ppf(confidence, degrees)
-            assert t_quantile(confidence, degrees) == pytest.approx(expected, rel=1e-4)
-    assert t_quantile(0.5, 5) == pytest.approx(0.0, abs=1e-9)
+            assert t_at_confidence(confidence, degrees) == pytest.approx(expected, rel=1e-4)
+    assert t_at_confidence(0.5, 5) == pytest.approx(0.0, abs=1e-9)
     with pytest.raises(ValueError, match="confidence"):
-        t_quantile(1.0, 5)
+        t_at_confidence(1.0, 5)
     with pytest.raises(ValueError, match="degrees"):
-        t_quantile(0.9, 1)
+        t_at_confidence(0.9, 1)
 
 
 # The yardstick

@@ -28,6 +28,7 @@ def test_the_role_follows_from_schedule_and_regime(
     schedule: str, regime: str, fraction: float | None, role: str
 ) -> None:
     assert role_of(schedule, regime, fraction) == role
+    assert role_of(schedule, regime, fraction, treated=True) == "smoothed"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from o2o_smooth.stability.arms import arms_by_name
 from o2o_smooth.stability.compared import Comparison, Settings
 from o2o_smooth.stability.comparison import compare
 from o2o_smooth.stability.page import arm_sentences, sentences
+from o2o_smooth.stability.report_files import ramp_end
 from tests.stability.curve_cases import FLAT, JUMP, LATE, SMOOTH, arms, curve
 
 ROW = [
@@ -148,6 +149,13 @@ def test_no_verdict_before_twice_the_ramp() -> None:
     assert window.columns[1].outcome.refusal == "short"
 
 
+def test_the_end_of_the_ramps_is_shown_where_they_share_it_and_jumps_have_none() -> None:
+    warm = [replace(arm, ramp_steps={"jump": 100.0}.get(arm.name, 300.0)) for arm in arms({"jump": JUMP, "a": SMOOTH})]
+    assert ramp_end(compare(warm)) == 300.0
+    two = [*warm, *(replace(arm, ramp_steps=400.0) for arm in arms({"b": SMOOTH}))]
+    assert ramp_end(compare(two)) is None
+
+
 def test_controls_are_no_arms_to_recommend_and_missing_ones_are_named() -> None:
     found = compare(arms({"jump": JUMP, "stay": FLAT, "linear": SMOOTH}), Settings(add_controls="CMD --controls"))
     assert [c.arm.name for c in found.columns] == ["jump", "linear", "stay"]
@@ -201,6 +209,17 @@ def test_arms_without_common_seeds_have_no_difference() -> None:
     apart = compare(arms_by_name([curve("jump", 0, JUMP), curve("linear", 1, SMOOTH)]))
     assert apart.columns[1].differences["dip_depth"] is None
     assert "no verdict on linear (it shares no seed with the baseline)" in sentences(apart)[1]
+
+
+def test_the_share_of_a_dip_is_of_the_seeds_that_both_arms_have() -> None:
+    """A third baseline seed with a far deeper dip says nothing of a difference over the other two."""
+    jump = [curve("jump", seed, [90, 90 - dip, *[90] * 4]) for seed, dip in ((0, 40), (1, 40), (2, 40), (3, 88))]
+    ramp = [curve("linear", seed, [90, 70, *[90] * 4]) for seed in (0, 1, 2)]
+    found = compare(arms_by_name([*jump, *ramp], {"linear": 200.0}))
+    (change,) = found.changes
+    assert found.baseline.outcome.depth == 52.0
+    assert (change.depth.mean, change.depth.base) == (-20.0, 40.0)
+    assert "made the dip 20 points smaller (50 % of it;" in sentences(found)[-2]
 
 
 def test_returns_have_no_regret_and_no_random_score() -> None:

@@ -22,9 +22,9 @@ from o2o_smooth.stability.verdict import (
 T = 10_000.0
 JUMP = Outcome("jump", 4, 56.2, 60.0, 7.0, 4, 2, 250.0, 54.0, ramp_steps=0.0, random=0.0)
 LINEAR = replace(JUMP, name="linear", depth=22.0, final=62.0, recovered=4, dip_time=3000.0, ramp_steps=4000.0)
-CLEAR = Effect(-38.0, -50.0, -20.0, 8, 0, 8, significant=True, noise=5.0, aa=5.0)
+CLEAR = Effect(-38.0, -50.0, -20.0, 8, 0, 8, significant=True, noise=5.0, aa=5.0, base=60.0)
 NONE = Effect(0.0, 0.0, 0.0, 0, 0, 0, significant=False)
-SAME = Effect(0.4, -1.0, 2.0, 8, 5, 3, significant=False, noise=5.0, aa=5.0)
+SAME = Effect(0.4, -1.0, 2.0, 8, 5, 3, significant=False, noise=5.0, aa=5.0, base=60.0)
 
 
 def change(arm: Outcome = LINEAR, **effects: Effect) -> Change:
@@ -170,7 +170,8 @@ DEEP = replace(LINEAR, depth=59.0)
 
 
 def test_a_dip_that_only_comes_later_is_called_postponed() -> None:
-    assert change_clause(change(DEEP, depth=SAME, minimum=LATER, area=SAME), JUMP, T) == (
+    alike = replace(SAME, mean=-1.0)
+    assert change_clause(change(DEEP, depth=alike, minimum=LATER, area=SAME), JUMP, T) == (
         "linear only postponed the dip: it was not smaller (59 instead of 60 points; A/A 5), but its lowest point came "
         "2,750 steps later, on 3 of 4 seeds, and it ended within noise of the baseline (+0.4; A/A 5)"
     )
@@ -178,6 +179,38 @@ def test_a_dip_that_only_comes_later_is_called_postponed() -> None:
         "its drop came 2,750 steps later, on 3 of 4 seeds, so that 38 less was lost a step on average (A/A 5)"
         in change_clause(change(DEEP, depth=SAME, onset=LATER), JUMP, T)
     )
+
+
+def test_two_seeds_with_a_much_smaller_dip_have_not_only_postponed_it() -> None:
+    """Two seeds can decide nothing, but 36 -> 8.5 is not "it was not smaller"."""
+    depth = Effect(-27.5, -30.0, -25.0, 2, 0, 2, significant=False, noise=8.0, base=36.0)
+    found = change(replace(LINEAR, n=2, dropped=2), depth=depth, minimum=replace(LATER, n=2, up=2, down=0), area=SAME)
+    assert postponed(found, JUMP, T) is None
+    assert change_clause(found, JUMP, T) == (
+        "linear may have made the dip smaller (8.5 instead of 36 points; no A/A pair) on 2 of 2 seeds, which these "
+        "seeds do not decide; its lowest point came 2,750 steps later, on 2 of 2 seeds, and it ended within noise of "
+        "the baseline (+0.4; A/A 5)"
+    )
+    deeper = replace(found, depth=replace(depth, mean=20.0, up=2, down=0))
+    assert "may have made the dip deeper (56 instead of 36 points; no A/A pair) on 2 of 2" in change_clause(
+        deeper, JUMP, T
+    )
+
+
+def test_a_deeper_dip_that_comes_later_is_postponed_and_says_both_depths() -> None:
+    worse = replace(CLEAR, mean=20.0, up=8, down=0)
+    said = change_clause(change(DEEP, depth=worse, minimum=LATER), JUMP, T)
+    assert "only postponed the dip: it was not smaller (80 instead of 60 points; A/A 5)" in said
+
+
+def test_shares_and_sizes_are_of_the_seeds_that_both_have() -> None:
+    """The baseline has more seeds here, whose mean (60) is not that of the pairs (50)."""
+    half = replace(CLEAR, mean=-25.0, base=50.0)
+    assert "25 points smaller (50 % of it; A/A 5)" in change_clause(change(depth=half), JUMP, T)
+    alike = replace(SAME, base=50.0)
+    assert "(50 instead of 50 points; A/A 5)" in change_clause(change(DEEP, depth=alike, minimum=LATER), JUMP, T)
+    unknown = replace(CLEAR, base=None)
+    assert "38 points smaller (A/A 5) on 8 of 8 seeds" in change_clause(change(depth=unknown), JUMP, T)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from o2o_smooth.agents import AGENTS
 from o2o_smooth.data import from_hdf5
 from o2o_smooth.draws import Draws
 from o2o_smooth.errors import CheckpointError, ConfigError
-from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
+from o2o_smooth.training.config import EvaluationConfig, HygieneConfig, RunConfig, SmoothingConfig
 from o2o_smooth.training.config_switch import SwitchConfig
 from o2o_smooth.training.forking import ForkArm, check_arms, find_switch, parse_arm, with_controls
 from o2o_smooth.training.population import run_population
@@ -133,6 +133,21 @@ def test_the_pair_repeats_the_first_arm_that_is_no_control_and_no_control_comes_
     assert [arm.name for arm in found[4:]] == ["linear:5 (A/A)"]
     paired = with_controls([parse_arm(text, BASE) for text in (*texts, "name=b,linear:5,online-stream=4")], BASE)
     assert len(paired) == 5
+
+
+@pytest.mark.parametrize("eased", ["anchor-l2=0.1", "ema-decay=0.9", "warm-up-steps=50", "critic-schedule=linear"])
+@pytest.mark.parametrize("schedule", ["stay", "floor:0.2+jump", "jump,regime=mixed"])
+def test_a_control_that_something_else_eases_is_an_arm_to_compare(schedule: str, eased: str) -> None:
+    found = with_controls([parse_arm(f"{schedule},{eased}", BASE), parse_arm("linear:5", BASE)], BASE)
+    assert [arm.name for arm in found[2:5]] == ["stay", "jump, mixed batch", "jump to floor 0.2"]
+    assert found[5].name == f"{found[0].name} (A/A)"
+
+
+def test_what_all_arms_share_makes_no_control_an_arm() -> None:
+    shared = dataclasses.replace(BASE, hygiene=HygieneConfig(warm_up_steps=50))
+    found = with_controls([parse_arm(text, shared) for text in ("stay", "linear:5")], shared)
+    assert [arm.name for arm in found[2:]] == ["jump, mixed batch", "jump to floor 0.2", "linear:5 (A/A)"]
+    assert all(arm.config.hygiene.warm_up_steps == 50 for arm in found)
 
 
 def test_controls_ease_no_component_on_its_own() -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from o2o_smooth.agents import AGENTS
 from o2o_smooth.errors import DataError, O2OError
-from o2o_smooth.training.report_runs import ramp_length, read_runs
+from o2o_smooth.stability.comparison import choose_baseline
+from o2o_smooth.training.config import RunConfig
+from o2o_smooth.training.ramps import ramp_length
+from o2o_smooth.training.report_runs import read_runs
 from tests.training.test_pictures import fake_run
 
 
@@ -41,6 +46,7 @@ def made(
     return folder
 
 
+GROUPS = ("adaptive", "hygiene", "anchors", "averaging", "evaluation")
 SMOOTHING = ("schedule", "regime", "ramp_steps", "ramp_unit", "actor_schedule", "offline_fraction_end")
 
 
@@ -73,6 +79,69 @@ def test_controls_are_recognised_by_their_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "treatment",
+    [{"anchors": {"anchor_kl": 1.0}}, {"averaging": {"ema_decay": 0.9}}, {"hygiene": {"reset_optimizer": "all"}}],
+)
+def test_an_arm_that_something_else_eases_is_no_control_and_no_baseline(
+    tmp_path: Path, treatment: dict[str, Any]
+) -> None:
+    off: dict[str, Any] = {"anchors": {"anchor_kl": 0.0}, "averaging": {}, "hygiene": {"reset_optimizer": None}}
+    folders = [
+        made(tmp_path / "held", schedule="jump", **{**off, **treatment}),
+        made(tmp_path / "jump", schedule="jump"),  # before these groups were there
+        made(tmp_path / "control", schedule="stay", **off),
+        made(tmp_path / "stays", schedule="stay", **treatment),
+        made(tmp_path / "floor", schedule="floor:0.2+jump", **treatment),
+        made(tmp_path / "mixed", schedule="jump", regime="mixed", **treatment),
+    ]
+    arms = read_runs([(None, folder) for folder in folders]).arms
+    assert {arm.name: arm.role for arm in arms} == {
+        "held": "smoothed",
+        "jump": "jump",
+        "control": "stay",
+        "stays": "smoothed",
+        "floor": "smoothed",
+        "mixed": "smoothed",
+    }
+    assert choose_baseline(arms, None).name == "jump"
+    (alone,) = read_runs([(None, folders[0])]).arms
+    assert alone.role == "smoothed"
+
+
+def test_an_aa_pair_may_be_audited_differently_and_be_older_than_a_setting(tmp_path: Path) -> None:
+    """What is checked and watched changes nothing in a run, and a group that was not there was not changed."""
+    plain = made(tmp_path / "a", schedule="linear:300")
+    newer: dict[str, Any] = {
+        **{group: asdict(getattr(RunConfig(hyper=AGENTS["iql"].config_class()), group)) for group in GROUPS},
+        "precision": "fp32",
+        "switch": {"parity_check": False, "audit": False, "audit_every": 50, "audit_rows": 128},
+    }
+    again = made(tmp_path / "b", schedule="linear:300", online_stream=1, **newer)
+    held = made(tmp_path / "c", schedule="linear:300", online_stream=2, anchors={"anchor_kl": 1.0})
+    gate = made(tmp_path / "d", schedule="linear:300", online_stream=3, adaptive={"gate_share": 0.5})
+    arms = read_runs([(None, folder) for folder in (plain, again, held, gate)]).arms
+    assert [(arm.role, arm.twin_of) for arm in arms] == [
+        ("smoothed", None),
+        ("twin", "a"),
+        ("smoothed", None),
+        ("smoothed", None),
+    ]
+
+
+def test_what_all_arms_share_sets_none_apart(tmp_path: Path) -> None:
+    warm: dict[str, Any] = {"hygiene": {"warm_up_steps": 100}}
+    folders = [
+        made(tmp_path / "a", schedule="jump", **warm),
+        made(tmp_path / "b", schedule="stay", **warm),
+        made(tmp_path / "c", schedule="jump", **warm, anchors={"anchor_l2": 0.1}),
+    ]
+    assert [arm.role for arm in read_runs([(None, folder) for folder in folders]).arms] == ["jump", "stay", "smoothed"]
+
+
+WARM = {"hygiene": {"warm_up_steps": 1000}}
+
+
+@pytest.mark.parametrize(
     ("smoothing", "more", "length"),
     [
         ({"schedule": "jump"}, {}, 0),
@@ -85,13 +154,37 @@ def test_controls_are_recognised_by_their_settings(tmp_path: Path) -> None:
         ({"schedule": "jump", "offline_fraction_end": 0.0, "offline_fraction_schedule": "linear:90"}, {}, 90),
         ({"schedule": "performance_gate:2500"}, {}, 2500),
         ({"schedule": "kl_gate"}, {}, 500),
+        ({"schedule": "performance_gate:1e4"}, {}, 10_000),
+        ({"schedule": "performance_gate: 2.5e3"}, {}, 2500),
         ({"schedule": "linear", "ramp_unit": "updates"}, {"utd": 2.0, "update_after": 64}, 314),
+        # The clock of ramps begins when the warm-up ends, and jumps and floors jump there.
+        ({"schedule": "linear"}, WARM, 1500),
+        ({"schedule": "jump"}, WARM, 1000),
+        ({"schedule": "jump", "regime": "mixed"}, WARM, 1000),
+        ({"schedule": "floor:0.2+jump"}, WARM, 1000),
+        ({"schedule": "stay"}, WARM, 0),
+        ({"schedule": "stay", "critic_schedule": "jump"}, WARM, 1000),
+        ({"schedule": "kl_gate:700"}, WARM, 1700),
+        ({"schedule": "linear", "ramp_unit": "updates"}, {"utd": 2.0, "update_after": 64, **WARM}, 1250),
+        ({"schedule": "linear", "ramp_unit": "updates"}, {"utd": 2.0, "update_after": 4000, **WARM}, 4250),
+        ({"schedule": "linear:5000000"}, {}, 5_000_000),
     ],
 )
 def test_the_ramp_ends_where_every_weight_stands_still(
     smoothing: dict[str, Any], more: dict[str, Any], length: float
 ) -> None:
     assert ramp_length({"smoothing": {"ramp_steps": 500, **smoothing}, **more}) == pytest.approx(length, abs=0.01)
+
+
+@pytest.mark.parametrize("smoothing", [{"schedule": "return_pd"}, {"schedule": "a rule of tomorrow"}])
+def test_a_rule_without_a_length_has_a_ramp_that_nobody_knows(smoothing: dict[str, Any]) -> None:
+    assert ramp_length({"smoothing": {"ramp_steps": 500, **smoothing}}) is None
+
+
+def test_a_ramp_that_is_not_known_is_no_ramp_of_0(tmp_path: Path) -> None:
+    (arm,) = read_runs([(None, made(tmp_path / "a", schedule="return_pd"))]).arms
+    assert arm.ramp_steps is None
+    assert arm.weight_at_end == 0.57
 
 
 def test_names_are_the_users_or_the_runs_and_one_name_is_one_arm(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ import pytest
 
 from o2o_smooth.agents import IQLConfig
 from o2o_smooth.stability import arm_table, null_dip_from_std, read_curves, stability_metrics
+from o2o_smooth.stability.curves import Curve
+from o2o_smooth.stability.report import Measured, measure
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
 from o2o_smooth.training.population import run_population
 from o2o_smooth.training.progress import Silent
@@ -287,3 +289,25 @@ def test_returns_have_no_regret_and_a_diverged_seed_no_numbers(tmp_path: Path) -
     assert (good["env_steps"], good["updates"], good["seed"]) == (20, 7, 0)
     assert math.isfinite(good["null_dip"])
     assert all(bad[name] is None for name in (*FIELDS, "recovered", "budget"))
+
+
+def test_the_summary_has_the_reports_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One way to measure: what the sinks log when a run ends is what its report says later."""
+    lines: list[str] = []
+    for step, score, std in ((0, 60.0, 9.0), (10, 20.0, 30.0), (20, 58.0, 1.0), (30, 61.0, 2.0)):
+        row = {"phase": "online" if step else "switch", "env_steps": step, "updates": step, "seed": 0, "score": score}
+        lines.append(json.dumps({**row, "return_mean": score, "return_std": std, "episodes": 8 if step else 16}))
+    (tmp_path / "evaluations.jsonl").write_text("\n".join(lines) + "\n")
+    measured = []
+
+    def spy(curve: Curve) -> Measured:
+        measured.append(measure(curve))
+        return measured[-1]
+
+    monkeypatch.setattr("o2o_smooth.training.tracking.summary.measure", spy)
+    (summary,) = stability_rows(tmp_path, 7)
+    (found,) = measured
+    expected = {**vars(found.metrics), "null_dip": found.null_dip}
+    assert {name: summary[name] for name in FIELDS} == {name: expected[name] for name in FIELDS}
+    assert (summary["dip_depth"], summary["recovered"], summary["budget"]) == (40.0, 1.0, 30.0)
+    assert summary["null_dip"] > 0.0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from o2o_smooth.stability.curves import Curve, read_curves
-from o2o_smooth.stability.metrics import RECOVERY_MARGIN, null_dip_from_std, stability_metrics
+from o2o_smooth.stability.report import measure
 
 FIELDS = (
     "j0",
@@ -48,29 +48,16 @@ def stability_rows(run_dir: Path, updates: int) -> list[dict[str, Any]]:
 
 
 def _measure(curve: Curve) -> dict[str, Any]:
-    """The metrics of one seed."""
+    """The metrics of one seed, as the report has them."""
     if not np.isfinite(curve.scores).all():
         return dict.fromkeys((*FIELDS, "recovered", "budget"))
-    point = abs(float(curve.scores[0])) / 100 if curve.unit == "return" else 1.0  # returns have no points of their own
-    found = stability_metrics(curve.env_steps, curve.scores, recovery_margin=RECOVERY_MARGIN * point)
-    values = {name: getattr(found, name) for name in FIELDS if name != "null_dip"}
+    found = measure(curve)
+    values = {name: getattr(found.metrics, name) for name in FIELDS if name != "null_dip"}
     if curve.unit == "return":
         values["regret"] = None
     return {
         **values,
-        "null_dip": _null_dip(curve),
-        "recovered": float(found.recovery_steps is not None),
+        "null_dip": found.null_dip,
+        "recovered": float(found.metrics.recovery_steps is not None),
         "budget": float(curve.env_steps[-1]),
     }
-
-
-def _null_dip(curve: Curve) -> float | None:
-    """What evaluation noise alone would show, from the spread of the episodes at the switch."""
-    if curve.spread is None or curve.episodes is None or curve.episodes[0] < 2:
-        return None
-    return null_dip_from_std(
-        float(curve.spread[0]),
-        evaluations=len(curve.env_steps) - 1,
-        episodes=int(np.median(curve.episodes[1:])),
-        switch_episodes=int(curve.episodes[0]),
-    )
