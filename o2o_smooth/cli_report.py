@@ -24,7 +24,7 @@ USAGE = """\
 usage: o2o-smooth report [NAME=]RUN [[NAME=]RUN ...] [--curves FILE.csv] [--out DIR] [options]
 
 Did it drop at the switch, how far, did it come back, and what did smoothing change? Writes report.html (one page that
-needs nothing else), curves.png, dips.png, signals.png and stability.json (a row a run) into DIR.
+needs nothing else), curves.png, dips.png, signals.png, audits.png and stability.json (a row a run) into DIR.
 
 Runs are folders of o2o-smooth run, or a folder that holds several, as o2o-smooth fork leaves it; all of one task. Those
 whose arm has one name are seeds of one arm. The name is the one given before =, or the run's arm, or the folder's.
@@ -78,6 +78,7 @@ class _Found:
 
     arms: list[Arm]
     signals: Mapping[str, Mapping[str, SignalLines]]
+    audits: Mapping[str, Mapping[str, SignalLines]]
     title: str
     sources: list[str]
     notes: list[str]
@@ -133,7 +134,7 @@ def report(arguments: list[str]) -> int:
         sources=found.sources,
         notes=found.notes,
     )
-    files = write_report(comparison, found.signals, out, about)
+    files = write_report(comparison, found.signals, out, about, found.audits)
     console = Console()
     _show(console, comparison, mix)
     for text in sentences(comparison):
@@ -192,13 +193,14 @@ def _find(rest: Sequence[str], values: Mapping[str, str | None], ramps: Sequence
 
     arms: list[Arm] = []
     signals: Mapping[str, Mapping[str, SignalLines]] = {}
+    audits: Mapping[str, Mapping[str, SignalLines]] = {}
     notes: list[str] = []
     title, add = "", None
     if rest:
         from o2o_smooth.training.report_runs import read_runs
 
         runs = read_runs([one for text in rest for one in _named(text)])
-        arms, signals, add = runs.arms, runs.signals, runs.add_controls
+        arms, signals, audits, add = runs.arms, runs.signals, runs.audits, runs.add_controls
         manifest = next(iter(runs.manifests.values()))
         title = f"{manifest['task']['id']}: {manifest['agent']} → {manifest['online']} at the switch"
     if (file := values["--curves"]) is not None:
@@ -214,7 +216,7 @@ def _find(rest: Sequence[str], values: Mapping[str, str | None], ramps: Sequence
         add = add or "o2o-smooth fork CHECKPOINT --arm ... --controls"
     arms = _with_ramps(arms, ramps)
     sources = [*rest, *([file] if file is not None else [])]
-    return _Found(arms, signals, title, sources, notes, add)
+    return _Found(arms, signals, audits, title, sources, notes, add)
 
 
 def _with_ramps(arms: Sequence[Arm], texts: Sequence[str]) -> list[Arm]:

@@ -47,7 +47,9 @@ class Runs:
     arms: list[Arm]
     """Controls marked, A/A pairs found."""
     signals: dict[str, dict[str, SignalLines]]
-    """By name of the signal, then by arm: weights first."""
+    """By name of the signal, then by arm, along environment steps: weights first."""
+    audits: dict[str, dict[str, SignalLines]]
+    """Likewise what was audited, along updates since the switch: several audits may share an environment step."""
     manifests: dict[str, dict[str, Any]]
     """By arm, that of its first run."""
     add_controls: str
@@ -76,13 +78,17 @@ def read_runs(folders: Sequence[tuple[str | None, Path]]) -> Runs:
     _check_tasks(manifests)
     arms: list[Arm] = []
     signals: dict[str, dict[str, SignalLines]] = {}
+    audits: dict[str, dict[str, SignalLines]] = {}
     for name, mine in group_curves(curves).items():
         arms.append(_arm(name, mine, manifests[name]))
         for folder, _ in manifests[name]:
             _add(signals, name, read_signals(folder / METRICS, WEIGHTS))
-            _add(signals, name, read_signals(folder / AUDIT, ()))
+            audit = read_signals(folder / AUDIT, (), against="updates")
+            _add(audits, name, audit)
+            _add(signals, name, {} if audit else read_signals(folder / AUDIT, ()))
     return Runs(
         arms=find_twins(arms),
+        audits=audits,
         signals=dict(sorted(signals.items(), key=lambda item: _place(item[0]))),
         manifests={name: found[0][1] for name, found in manifests.items()},
         add_controls=_add_controls(next(iter(manifests.values()))),

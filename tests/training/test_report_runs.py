@@ -33,7 +33,7 @@ def made(
         manifest["arm"] = arm
     (folder / "manifest.json").write_text(json.dumps(manifest))
     rows = [
-        {"phase": "online", "env_steps": s, "seed": seed, "smoothing/actor_weight": 0.57, "critic/loss": 1.0}
+        {"phase": "online", "env_steps": s, "seed": seed, "smoothing/actor_weight": 0.57e-3 * s, "critic/loss": 1.0}
         for s in (0, 500, 1000)
         for seed in range(seeds)
     ]
@@ -136,6 +136,15 @@ def test_weights_come_first_and_then_whatever_was_audited(tmp_path: Path) -> Non
     assert list(signals) == ["smoothing/actor_weight", "switch/kl", "alpha"]  # and no losses
     assert list(signals["switch/kl"]) == ["a"]
     assert list(signals["smoothing/actor_weight"]) == ["a", "other"]
+
+
+def test_audits_that_tell_their_updates_go_along_them(tmp_path: Path) -> None:
+    folder = made(tmp_path / "a")
+    rows = [{"env_steps": 8, "updates": 50 + u, "seed": 0, "switch/updates": u, "switch/kl": u} for u in (0, 1, 2, 4)]
+    (folder / "audit.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = read_runs([(None, folder)])
+    assert "switch/kl" not in runs.signals
+    assert runs.audits["switch/kl"]["a"][0][0].tolist() == [0, 1, 2, 4]
 
 
 def test_the_command_that_adds_controls_names_the_checkpoint(tmp_path: Path) -> None:
