@@ -19,7 +19,10 @@ from o2o_smooth.training.pictures import read_manifest
 
 AUDIT = "audit.jsonl"
 METRICS = "metrics.jsonl"
-WEIGHTS = ("smoothing/", "data/offline_fraction", "gate/")
+RULES = ("gate/", "pd/", "kl_gate/", "td_gate/", "gradient_agreement/")
+"""How the names of what adaptive rules look at begin."""
+
+WEIGHTS = ("smoothing/", "data/offline_fraction", *RULES)
 """Columns of metrics.jsonl that the controller moves or moves on."""
 
 NOT_SETTINGS = (

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from o2o_smooth.errors import DataError, O2OError
+from o2o_smooth.smoothing.rules import ADAPTIVE_NAMES, make_rule
+from o2o_smooth.smoothing.schedules import Schedule
+from o2o_smooth.stability.signal_names import by_question, signal_title
 from o2o_smooth.training.report_runs import ramp_length, read_runs
+from o2o_smooth.training.tracking.dashboard import SECTIONS
 from tests.training.test_pictures import fake_run
 
 
@@ -136,6 +141,23 @@ def test_weights_come_first_and_then_whatever_was_audited(tmp_path: Path) -> Non
     assert list(signals) == ["smoothing/actor_weight", "switch/kl", "alpha"]  # and no losses
     assert list(signals["switch/kl"]) == ["a"]
     assert list(signals["smoothing/actor_weight"]) == ["a", "other"]
+
+
+@pytest.mark.parametrize("name", ADAPTIVE_NAMES)
+def test_what_every_adaptive_rule_looks_at_is_drawn(name: str, tmp_path: Path) -> None:
+    rule = make_rule(name, 100.0, random_return=0.0, reference_return=1.0)
+    assert not isinstance(rule, Schedule)
+    names = set(rule.signals())
+    assert names
+    folder = made(tmp_path / "a")
+    rows = [{"env_steps": s, "updates": s, "seed": 0, **dict.fromkeys(names, 0.1 * s)} for s in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert set(read_runs([(None, folder)]).signals) == names
+    charts = [chart for section in SECTIONS for chart in section.charts if chart.regex]
+    for one in names:
+        assert [chart.title for chart in charts if re.search(str(chart.regex), one)], one
+        assert signal_title(one) != one
+        assert list(by_question({one: 0})) == ["What the rule looked at"]
 
 
 def test_audits_that_tell_their_updates_go_along_them(tmp_path: Path) -> None:
