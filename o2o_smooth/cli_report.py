@@ -26,11 +26,11 @@ usage: o2o-smooth report [NAME=]RUN [[NAME=]RUN ...] [--curves FILE.csv] [--out 
 Did it drop at the switch, how far, did it come back, and what did smoothing change? Writes report.html (one page that
 needs nothing else), curves.png, dips.png, signals.png, audits.png and stability.json (a row a run) into DIR.
 
-Runs are folders of o2o-smooth run, or a folder that holds several, as o2o-smooth fork leaves it; all of one task. Those
-whose arm has one name are seeds of one arm. The name is the one given before =, or the run's arm, or the folder's.
-Differences are paired by seed, so forks of one checkpoint make the fairest comparison. Controls (stay, jump with a
-mixed batch, jump to a floor, an A/A pair: the same settings with another --online-stream) are recognised by their
-settings; o2o-smooth fork ... --controls makes them.
+Runs are folders of o2o-smooth run, or a folder that holds several, as o2o-smooth fork leaves it; all of one task. One
+that never went online is left out with a note. Those whose arm has one name are seeds of one arm. The name is the one
+given before =, or the run's arm, or the folder's. Differences are paired by seed, so forks of one checkpoint make the
+fairest comparison. Controls (stay, jump with a mixed batch, jump to a floor, an A/A pair: the same settings with
+another --online-stream) are recognised by their settings; o2o-smooth fork ... --controls makes them.
 
   --curves FILE.csv    curves of any library: columns run, arm, seed, env_steps (0 at the switch), score; with
                        spread (standard deviation over an evaluation's episodes) and episodes there is a null dip.
@@ -139,6 +139,8 @@ def report(arguments: list[str]) -> int:
     _show(console, comparison, mix)
     for text in sentences(comparison):
         console.print(text, highlight=False, markup=False)
+    for text in found.notes:
+        console.print(f"note: {text}", highlight=False, markup=False)
     console.print(f"page: {files[-2]}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"numbers: {files[-1]}", highlight=False, soft_wrap=True, markup=False)
     return 0
@@ -201,6 +203,7 @@ def _find(rest: Sequence[str], values: Mapping[str, str | None], ramps: Sequence
 
         runs = read_runs([one for text in rest for one in _named(text)])
         arms, signals, audits, add = runs.arms, runs.signals, runs.audits, runs.add_controls
+        notes += runs.notes
         manifest = next(iter(runs.manifests.values()))
         title = f"{manifest['task']['id']}: {manifest['agent']} → {manifest['online']} at the switch"
     if (file := values["--curves"]) is not None:

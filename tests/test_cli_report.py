@@ -10,6 +10,7 @@ import pytest
 
 from o2o_smooth.cli import main
 from o2o_smooth.cli_report import USAGE
+from tests.training.test_pictures import fake_run
 from tests.training.test_report_runs import made
 
 COLUMNS = ["run", "arm", "seed", "j0", "dip_depth", "dip_area", "dip_time", "recovery_steps"]
@@ -112,6 +113,20 @@ def test_a_folder_of_runs_is_all_of_them(runs: list[str], tmp_path: Path) -> Non
     out = tmp_path / "elsewhere" / "report"
     assert main(["report", str(tmp_path), "--out", str(out)]) == 0
     assert [a["arm"] for a in json.loads((out / "stability.json").read_text())["arms"]] == ["jump", "linear"]
+
+
+def test_the_pretraining_beside_its_forks_is_no_arm(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_run(tmp_path / "base", "generated", online=0)
+    out = tmp_path / "elsewhere" / "report"
+    assert main(["report", str(tmp_path), "--out", str(out)]) == 0
+    numbers = json.loads((out / "stability.json").read_text())
+    assert [a["arm"] for a in numbers["arms"]] == ["jump", "linear"]
+    note = f"Left out: {tmp_path / 'base'} has no evaluations after the switch."
+    assert note in numbers["notes"]
+    assert note.replace(" ", "") in "".join(capsys.readouterr().out.split())
+    assert note in (out / "report.html").read_text()
 
 
 def test_a_report_replaces_its_own_and_nothing_else(runs: list[str], tmp_path: Path) -> None:

@@ -133,6 +133,17 @@ def test_runs_of_two_tasks_or_without_an_online_phase_are_refused(tmp_path: Path
         read_runs([(None, tmp_path / "nowhere")])
 
 
+def test_a_run_that_never_went_online_is_left_out_with_a_note(tmp_path: Path) -> None:
+    offline, online = fake_run(tmp_path / "pretrain", "own", online=0), made(tmp_path / "jump")
+    runs = read_runs([(None, offline), (None, online)])
+    assert [arm.name for arm in runs.arms] == ["jump"]
+    assert runs.notes == [f"Left out: {offline} has no evaluations after the switch."]
+    assert read_runs([(None, online)]).notes == []
+    other = fake_run(tmp_path / "more", "own", online=0)
+    with pytest.raises(O2OError, match=r"pretrain, .*more have no evaluations after the switch"):
+        read_runs([(None, offline), (None, other)])
+
+
 def test_weights_come_first_and_then_whatever_was_audited(tmp_path: Path) -> None:
     folder = made(tmp_path / "a")
     rows = [{"env_steps": s, "seed": 0, "switch/kl": 0.1 * s, "alpha": 1} for s in (1, 2, 4)]
