@@ -135,7 +135,7 @@ def report(arguments: list[str]) -> int:
         notes=found.notes,
     )
     files = write_report(comparison, found.signals, out, about, found.audits)
-    console = Console()
+    console = Console(emoji=False)
     _show(console, comparison, mix)
     for text in sentences(comparison):
         console.print(text, highlight=False, markup=False)

@@ -77,6 +77,14 @@ def test_run_folders_become_a_page_pictures_and_numbers(
     assert f"o2o-smooth fork {runs[0]} --arm jump --controls" in page
 
 
+def test_names_of_arms_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = csv(tmp_path, {"jump": [50, 5, 20, 50, 50], "td_gate:100:": [50, 40, 45, 50, 52]})
+    assert main(["report", "--curves", file, "--out", str(tmp_path / "report")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("td_gate:100:") >= 3  # two tables and the sentences
+    assert "💯" not in printed
+
+
 def test_curves_of_any_library_become_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = csv(
         tmp_path, {"ppo then x": [50, 5, 20, 50, 50], "stay": [50, 50, 50, 50, 50], "soft": [50, 40, 45, 50, 52]}
