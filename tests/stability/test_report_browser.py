@@ -178,6 +178,21 @@ def test_the_page_is_there_and_readable_in_light_and_dark(tmp_path: Path, writte
         assert min(contrast(fill, sheet) for fill in axis) > 7
 
 
+def test_no_column_is_cut_off_in_a_window_of_1100_pixels(tmp_path: Path, written: Path) -> None:
+    found = measure(tmp_path, written, "--window-size=1100,900")
+    assert found["width"] <= 1100
+    arms_table, effects_table = found["tables"][:2]
+    for table in (arms_table, effects_table):  # as wide as the picture above them, whose frame is theirs
+        assert table[2] <= found["svgs"][0]["box"][2] + 1
+    assert table_columns(written) == 13
+
+
+def table_columns(written: Path) -> int:
+    """Of the table of arms, which is wide."""
+    page = (written / "report.html").read_text(encoding="utf-8")
+    return page.split("<h2>Every arm</h2>")[1].split("</thead>")[0].count("<th ")
+
+
 def test_a_phone_scrolls_tables_and_pictures_but_not_the_page(tmp_path: Path, written: Path) -> None:
     found = measure(tmp_path, written, phone=True)
     assert found["width"] <= 360
