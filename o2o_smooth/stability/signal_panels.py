@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, ScalarFormatter
 
 from o2o_smooth.stability.compared import Comparison
 from o2o_smooth.stability.lettering import INK, LABEL_SIZE, headings
@@ -185,6 +185,8 @@ def _draw_signal(
     every = np.concatenate(values)
     if len(every) and every.min() > 0 and every.max() > _WIDE * every.min():
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(numticks=4))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.minorticks_off()
 
 
