@@ -107,6 +107,7 @@ def report(arguments: list[str]) -> int:
     from o2o_smooth.stability.comparison import compare
     from o2o_smooth.stability.page import About, sentences
     from o2o_smooth.stability.report_files import check_free, write_report
+    from o2o_smooth.stability.seen_together import seen_together
     from o2o_smooth.stability.statistics import Method
     from o2o_smooth.training.manifest import versions
     from o2o_smooth.training.pictures import describe_arms
@@ -125,6 +126,7 @@ def report(arguments: list[str]) -> int:
         add_controls=found.add_controls,
     )
     comparison = compare(found.arms, settings)
+    comparison = replace(comparison, seen=seen_together(comparison, found.audits))
     about = About(
         title=values["--title"] or found.title,
         subtitle=f"{describe_arms({c.arm.name: c.arm.curves for c in comparison.columns})}; "

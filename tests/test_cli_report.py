@@ -77,6 +77,29 @@ def test_run_folders_become_a_page_pictures_and_numbers(
     assert f"o2o-smooth fork {runs[0]} --arm jump --controls" in page
 
 
+def test_what_the_audits_showed_stands_in_the_second_sentence(tmp_path: Path) -> None:
+    folders = []
+    for name, schedule, kl in (("jump", "jump", 9.0), ("linear", "linear:400", 1.0)):
+        folders.append(made(tmp_path / name, seeds=3, schedule=schedule))
+        rows = [
+            {"env_steps": 64 + u, "updates": 50 + u, "seed": seed, "switch/updates": u, "switch/kl": kl * u}
+            for u in (0, 1, 2, 4)
+            for seed in range(3)
+        ]
+        (folders[-1] / "audit.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = folders[1] / "evaluations.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in lines:  # an arm that never dips
+        row["score"] = max(row["score"], 55.0) if row["phase"] == "online" else row["score"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    out = tmp_path / "report"
+    assert main(["report", *map(str, folders), "--out", str(out)]) == 0
+    second = json.loads((out / "stability.json").read_text())["sentences"][1]
+    assert "linear made the dip" in second
+    assert "the KL from the policy at the switch was 21 in jump and 2.3 in linear" in second
+    assert "does not say that one made the other" in (out / "report.html").read_text()
+
+
 def test_names_of_arms_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = csv(tmp_path, {"jump": [50, 5, 20, 50, 50], "td_gate:100:": [50, 40, 45, 50, 52]})
     assert main(["report", "--curves", file, "--out", str(tmp_path / "report")]) == 0
