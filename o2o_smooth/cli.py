@@ -218,7 +218,7 @@ def _summary(arms: dict[str, Path]) -> None:
             print(switch_line(curves))
     online = {name: found for name, curves in read.items() if (found := [c for c in curves if len(c.env_steps) > 1])}
     if online:
-        Console().print(rich_table(arm_table(online)))
+        Console(emoji=False).print(rich_table(arm_table(online)))
 
 
 def _demo(arguments: list[str]) -> int:
@@ -256,7 +256,7 @@ def _compare(arguments: list[str]) -> int:
     if picture.suffix not in (".png", ".pdf", ".svg"):
         return _fail(f"--out {picture}: give a file that ends in .png, .pdf or .svg")
     curves = draw_arms(arms, picture, title=next(iter(tasks.values())), mix_provenance=mix)
-    Console().print(rich_table(arm_table(curves, mix_provenance=mix)))
+    Console(emoji=False).print(rich_table(arm_table(curves, mix_provenance=mix)))
     print(f"picture: {picture}")
     return 0
 
@@ -338,7 +338,7 @@ def _tasks(arguments: list[str]) -> int:
             "\n".join(task.dataset_ids) or "-",
             *refs,
         )
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     console.print(
         "Any other registered gymnasium environment with Box spaces works too, by its id; a row of your own by its "

@@ -105,7 +105,7 @@ def _list(arguments: list[str]) -> int:
         column.overflow = "fold"
     for row in rows:
         table.add_row(*row)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     console.print(f"in {minari_root()}", highlight=False)
     return 0
@@ -120,7 +120,7 @@ def _info(arguments: list[str]) -> int:
     wanted = "--no-picture" not in arguments
     name, task, dataset = _read([a for a in arguments if a != "--no-picture"], "info")
     summary = summarise(dataset, task)
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print(summary.id)
     lines = summary.lines()
     if task is not None:

@@ -70,7 +70,7 @@ def _of_machine(*, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"ok": ok, "checks": [check.to_dict() for check in checks]}, indent=1))
         return 0 if ok else 1
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     section = ""
     for check in checks:
         if check.section != section:
@@ -142,9 +142,9 @@ def _show(verdict: Verdict, title: str) -> None:
     have = ["?" if verdict.host is None else gib(verdict.host)]
     have += [("?" if verdict.device is None else gib(verdict.device))] if with_gpu else []
     table.add_row("can be had", *have, "", verdict.limit)
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=120)
+        console = Console(highlight=False, width=120, emoji=False)
     console.print(table)
     if verdict.host is None:
         console.print("What can be had is not told by this system; compare for yourself.", markup=False)

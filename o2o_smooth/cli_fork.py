@@ -108,7 +108,7 @@ def fork(arguments: list[str], parse_run: Callable[[Sequence[str]], Any]) -> int
             population=cast("Population", population or "auto"),
             opening=f"at the switch: {advise(record, find_task(base.task)).sentence()}",
         )
-    console = Console()
+    console = Console(emoji=False)
     console.print(rich_table(found.rows))
     if found.paired:
         console.print(paired_table(found.paired))

@@ -57,7 +57,7 @@ def probe(arguments: list[str]) -> int:
     finally:
         torch.set_num_threads(threads)
     probing.write_probe(found, folder, shlex.join(["o2o-smooth", "probe", *arguments]))
-    console = Console()
+    console = Console(emoji=False)
     _show(console, found)
     for name, file in (("numbers", probing.PROBE), ("picture", probing.PICTURE)):
         console.print(f"{name}: {folder / file}", highlight=False, soft_wrap=True, markup=False)

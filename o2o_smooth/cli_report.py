@@ -24,13 +24,13 @@ USAGE = """\
 usage: o2o-smooth report [NAME=]RUN [[NAME=]RUN ...] [--curves FILE.csv] [--out DIR] [options]
 
 Did it drop at the switch, how far, did it come back, and what did smoothing change? Writes report.html (one page that
-needs nothing else), curves.png, dips.png, signals.png and stability.json (a row a run) into DIR.
+needs nothing else), curves.png, dips.png, signals.png, audits.png and stability.json (a row a run) into DIR.
 
-Runs are folders of o2o-smooth run, or a folder that holds several, as o2o-smooth fork leaves it; all of one task. Those
-whose arm has one name are seeds of one arm. The name is the one given before =, or the run's arm, or the folder's.
-Differences are paired by seed, so forks of one checkpoint make the fairest comparison. Controls (stay, jump with a
-mixed batch, jump to a floor, an A/A pair: the same settings with another --online-stream) are recognised by their
-settings; o2o-smooth fork ... --controls makes them.
+Runs are folders of o2o-smooth run, or a folder that holds several, as o2o-smooth fork leaves it; all of one task. One
+that never went online is left out with a note. Those whose arm has one name are seeds of one arm. The name is the one
+given before =, or the run's arm, or the folder's. Differences are paired by seed, so forks of one checkpoint make the
+fairest comparison. Controls (stay, jump with a mixed batch, jump to a floor, an A/A pair: the same settings with
+another --online-stream) are recognised by their settings; o2o-smooth fork ... --controls makes them.
 
   --curves FILE.csv    curves of any library: columns run, arm, seed, env_steps (0 at the switch), score; with
                        spread (standard deviation over an evaluation's episodes) and episodes there is a null dip.
@@ -78,6 +78,7 @@ class _Found:
 
     arms: list[Arm]
     signals: Mapping[str, Mapping[str, SignalLines]]
+    audits: Mapping[str, Mapping[str, SignalLines]]
     title: str
     sources: list[str]
     notes: list[str]
@@ -106,6 +107,7 @@ def report(arguments: list[str]) -> int:
     from o2o_smooth.stability.comparison import compare
     from o2o_smooth.stability.page import About, sentences
     from o2o_smooth.stability.report_files import check_free, write_report
+    from o2o_smooth.stability.seen_together import seen_together
     from o2o_smooth.stability.statistics import Method
     from o2o_smooth.training.manifest import versions
     from o2o_smooth.training.pictures import describe_arms
@@ -124,6 +126,7 @@ def report(arguments: list[str]) -> int:
         add_controls=found.add_controls,
     )
     comparison = compare(found.arms, settings)
+    comparison = replace(comparison, seen=seen_together(comparison, found.audits))
     about = About(
         title=values["--title"] or found.title,
         subtitle=f"{describe_arms({c.arm.name: c.arm.curves for c in comparison.columns})}; "
@@ -133,11 +136,13 @@ def report(arguments: list[str]) -> int:
         sources=found.sources,
         notes=found.notes,
     )
-    files = write_report(comparison, found.signals, out, about)
-    console = Console()
+    files = write_report(comparison, found.signals, out, about, found.audits)
+    console = Console(emoji=False)
     _show(console, comparison, mix)
     for text in sentences(comparison):
         console.print(text, highlight=False, markup=False)
+    for text in found.notes:
+        console.print(f"note: {text}", highlight=False, markup=False)
     console.print(f"page: {files[-2]}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"numbers: {files[-1]}", highlight=False, soft_wrap=True, markup=False)
     return 0
@@ -192,13 +197,15 @@ def _find(rest: Sequence[str], values: Mapping[str, str | None], ramps: Sequence
 
     arms: list[Arm] = []
     signals: Mapping[str, Mapping[str, SignalLines]] = {}
+    audits: Mapping[str, Mapping[str, SignalLines]] = {}
     notes: list[str] = []
     title, add = "", None
     if rest:
         from o2o_smooth.training.report_runs import read_runs
 
         runs = read_runs([one for text in rest for one in _named(text)])
-        arms, signals, add = runs.arms, runs.signals, runs.add_controls
+        arms, signals, audits, add = runs.arms, runs.signals, runs.audits, runs.add_controls
+        notes += runs.notes
         manifest = next(iter(runs.manifests.values()))
         title = f"{manifest['task']['id']}: {manifest['agent']} → {manifest['online']} at the switch"
     if (file := values["--curves"]) is not None:
@@ -214,7 +221,7 @@ def _find(rest: Sequence[str], values: Mapping[str, str | None], ramps: Sequence
         add = add or "o2o-smooth fork CHECKPOINT --arm ... --controls"
     arms = _with_ramps(arms, ramps)
     sources = [*rest, *([file] if file is not None else [])]
-    return _Found(arms, signals, title, sources, notes, add)
+    return _Found(arms, signals, audits, title, sources, notes, add)
 
 
 def _with_ramps(arms: Sequence[Arm], texts: Sequence[str]) -> list[Arm]:

@@ -37,22 +37,22 @@ def speed(arguments: list[str]) -> int:
     command = " ".join(["o2o-smooth speed", *shown])
     with show_progress() as progress:
         result = benchmark.speed(config, command, progress)
-    console = Console()
+    console = Console(emoji=False)
     if not console.is_terminal:  # tables in a file or a pipe keep their columns
-        console = Console(width=120)
+        console = Console(width=120, emoji=False)
     console.print(report(result), highlight=False)
     if config.json is not None:
         benchmark.write_text(json.dumps(result, indent=1) + "\n", Path(config.json))
-        console.print(f"numbers: {config.json}", highlight=False, soft_wrap=True)
+        console.print(f"numbers: {config.json}", highlight=False, markup=False, soft_wrap=True)
     if config.markdown is not None:
         path = Path(config.markdown)
         document = path.read_text(encoding="utf-8") if path.is_file() else ""
         benchmark.write_text(into_document(markdown(result), result, document), path)
-        console.print(f"tables:  {config.markdown}", highlight=False, soft_wrap=True)
+        console.print(f"tables:  {config.markdown}", highlight=False, markup=False, soft_wrap=True)
     if config.picture is not None:
         from o2o_smooth.benchmarks.speed_picture import draw  # matplotlib is slow to import
 
         if draw(result, Path(config.picture)):
-            console.print(f"picture: {config.picture}", highlight=False, soft_wrap=True)
+            console.print(f"picture: {config.picture}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"took {result['took_s']:.0f} s", highlight=False)
     return 0 if result.get("rows", True) else 1

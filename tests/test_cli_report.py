@@ -10,6 +10,7 @@ import pytest
 
 from o2o_smooth.cli import main
 from o2o_smooth.cli_report import USAGE
+from tests.training.test_pictures import fake_run
 from tests.training.test_report_runs import made
 
 COLUMNS = ["run", "arm", "seed", "j0", "dip_depth", "dip_area", "dip_time", "recovery_steps"]
@@ -76,6 +77,37 @@ def test_run_folders_become_a_page_pictures_and_numbers(
     assert f"o2o-smooth fork {runs[0]} --arm jump --controls" in page
 
 
+def test_what_the_audits_showed_stands_in_the_second_sentence(tmp_path: Path) -> None:
+    folders = []
+    for name, schedule, kl in (("jump", "jump", 9.0), ("linear", "linear:400", 1.0)):
+        folders.append(made(tmp_path / name, seeds=3, schedule=schedule))
+        rows = [
+            {"env_steps": 64 + u, "updates": 50 + u, "seed": seed, "switch/updates": u, "switch/kl": kl * u}
+            for u in (0, 1, 2, 4)
+            for seed in range(3)
+        ]
+        (folders[-1] / "audit.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = folders[1] / "evaluations.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in lines:  # an arm that never dips
+        row["score"] = max(row["score"], 55.0) if row["phase"] == "online" else row["score"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    out = tmp_path / "report"
+    assert main(["report", *map(str, folders), "--out", str(out)]) == 0
+    second = json.loads((out / "stability.json").read_text())["sentences"][1]
+    assert "linear made the dip" in second
+    assert "the KL from the policy at the switch was 21 in jump and 2.3 in linear" in second
+    assert "does not say that one made the other" in (out / "report.html").read_text()
+
+
+def test_names_of_arms_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = csv(tmp_path, {"jump": [50, 5, 20, 50, 50], "td_gate:100:": [50, 40, 45, 50, 52]})
+    assert main(["report", "--curves", file, "--out", str(tmp_path / "report")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("td_gate:100:") >= 3  # two tables and the sentences
+    assert "💯" not in printed
+
+
 def test_curves_of_any_library_become_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = csv(
         tmp_path, {"ppo then x": [50, 5, 20, 50, 50], "stay": [50, 50, 50, 50, 50], "soft": [50, 40, 45, 50, 52]}
@@ -112,6 +144,20 @@ def test_a_folder_of_runs_is_all_of_them(runs: list[str], tmp_path: Path) -> Non
     out = tmp_path / "elsewhere" / "report"
     assert main(["report", str(tmp_path), "--out", str(out)]) == 0
     assert [a["arm"] for a in json.loads((out / "stability.json").read_text())["arms"]] == ["jump", "linear"]
+
+
+def test_the_pretraining_beside_its_forks_is_no_arm(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_run(tmp_path / "base", "generated", online=0)
+    out = tmp_path / "elsewhere" / "report"
+    assert main(["report", str(tmp_path), "--out", str(out)]) == 0
+    numbers = json.loads((out / "stability.json").read_text())
+    assert [a["arm"] for a in numbers["arms"]] == ["jump", "linear"]
+    note = f"Left out: {tmp_path / 'base'} has no evaluations after the switch."
+    assert note in numbers["notes"]
+    assert note.replace(" ", "") in "".join(capsys.readouterr().out.split())
+    assert note in (out / "report.html").read_text()
 
 
 def test_a_report_replaces_its_own_and_nothing_else(runs: list[str], tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def _settings(config: DemoConfig, smoothing: SmoothingConfig, **rest: Any) -> Ru
 
 def demo(config: DemoConfig, console: Console | None = None) -> int:
     """Run the demo; returns the exit code."""
-    console = console or Console()
+    console = console or Console(emoji=False)
     begin = time.perf_counter()
     base = _free_folder(Path(config.out))
     with show_progress() as progress:
@@ -112,8 +112,8 @@ def demo(config: DemoConfig, console: Console | None = None) -> int:
     console.print(rich_table(found.rows, title="IQL pretrained offline, SAC online, PointMaze UMaze dense"))
     console.print(paired_table(found.paired))
     console.print(f"took {(time.perf_counter() - begin) / 60:.1f} minutes", highlight=False)
-    console.print(f"table:   {found.results}", highlight=False, soft_wrap=True)
-    console.print(f"picture: {found.picture}", highlight=False, soft_wrap=True)
+    console.print(f"table:   {found.results}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"picture: {found.picture}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -134,6 +134,8 @@ class Comparison:
     """What the numbers do not say."""
     notes: tuple[str, ...]
     """What else has to be said."""
+    seen: str = ""
+    """What the audits showed beside the dip, as a sentence; empty where they show nothing clearly."""
 
     @property
     def baseline(self) -> Column:

@@ -47,7 +47,7 @@ def sentences(comparison: Comparison) -> tuple[str, str, str]:
     base = comparison.baseline.outcome
     return (
         what_happened(base, budget, unit),
-        what_changed(comparison.changes, base, budget, unit),
+        f"{what_changed(comparison.changes, base, budget, unit)} {comparison.seen}".strip(),
         what_is_not_known(comparison.unknowns),
     )
 

@@ -33,7 +33,7 @@ a { color: var(--accent); }
 .sentence.open { border-left-color: var(--warn); }
 .warning { color: var(--warn); font-weight: 600; }
 figure { margin: 1rem 0; background: var(--paper); border-radius: 8px; padding: .6rem; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; scrollbar-width: thin; scrollbar-color: var(--axis) var(--soft); }
 .picture { display: block; width: 100%; min-width: 34rem; height: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; background: var(--paper);
   font-size: .88rem; }
@@ -43,7 +43,7 @@ th, td { padding: .32rem .45rem; text-align: right; white-space: nowrap; border-
 thead th { border-top: 0; border-bottom: 1px solid var(--axis); vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
 td.text { text-align: left; }
-td small { color: var(--dim); font-size: .92em; }
+td small { color: var(--dim); font-size: .92em; white-space: normal; }
 tr.first > * { border-top: 1px solid var(--axis); }
 .noise { color: var(--dim); }
 .sure { font-weight: 600; }

@@ -1,26 +1,19 @@
-"""Pictures beside the curves: how dips and recoveries are distributed over seeds, and the signals under the curve."""
+"""Pictures beside the curves: intervals around them, and how dips and recoveries are distributed over seeds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from o2o_smooth.stability.compared import Column, Comparison
-from o2o_smooth.stability.lettering import GREY, INK, LABEL_SIZE, headings
-from o2o_smooth.stability.plots import Bands, FloatArray
+from o2o_smooth.stability.lettering import GREY, LABEL_SIZE, headings
+from o2o_smooth.stability.plots import Bands
 from o2o_smooth.stability.sheet import FAINT, PAPER, arm_colours, dress, log_time, new_figure
-from o2o_smooth.stability.signals import SignalLines, mean_line
 from o2o_smooth.stability.statistics import interval
-
-_FEW_ARMS = 3
-_WIDE = 100.0
-"""A positive signal whose values span more than this factor gets a logarithmic axis."""
 
 
 def bands(comparison: Comparison) -> Bands:
@@ -69,57 +62,6 @@ def spread_figure(comparison: Comparison, *, title: str, subtitle: str = "") -> 
     return figure
 
 
-def signals_figure(
-    comparison: Comparison,
-    signals: Mapping[str, Mapping[str, SignalLines]],
-    *,
-    title: str,
-    subtitle: str = "",
-) -> Figure:
-    """The mean curves and, under them on the same axis of time, a panel for each signal: a line an arm, mean of seeds.
-
-    Args:
-        comparison: Whose arms are drawn.
-        signals: By name, then by arm, then by seed.
-        title: The heading.
-        subtitle: A line under it.
-
-    Raises:
-        ValueError: No signals.
-    """
-    if not signals:
-        raise ValueError("there is nothing to draw: no signals")
-    rows = math.ceil(len(signals) / 2)
-    figure = new_figure(height=2.6 + 1.15 * rows)
-    grid = figure.subplots(rows + 1, 2, sharex=True, squeeze=False, height_ratios=[1.5, *[1.0] * rows])
-    colours = arm_colours(column.arm.name for column in comparison.columns)
-    for axes in grid[0]:
-        _draw_means(axes, comparison.columns, colours)
-    grid[0][0].set_ylabel("score" if comparison.unit == "score" else "return", fontsize=LABEL_SIZE)
-    places = [axes for row in grid[1:] for axes in row]
-    for axes, (name, arms) in zip(places, signals.items(), strict=False):
-        _draw_signal(axes, name, arms, colours)
-    first = min(float(column.arm.curves[0].env_steps[1]) for column in comparison.columns)
-    for axes in places[len(signals) :]:
-        axes.set_axis_off()
-    lowest = [grid[-1][0], grid[-1][1] if len(signals) % 2 == 0 else grid[-2][1]]
-    for below in lowest:
-        log_time(grid[0][0], below, first, comparison.budget, 0.14)
-        below.xaxis.label.set_size(LABEL_SIZE)
-        below.tick_params(labelbottom=True)
-    handles = [Line2D([], [], color=colour, ls=style, lw=2.3, label=name) for name, (colour, style) in colours.items()]
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=min(4, len(handles)),
-        frameon=False,
-        fontsize=LABEL_SIZE,
-        labelcolor=INK,
-    )
-    headings(figure, title, subtitle)
-    return figure
-
-
 def _draw_spread(axes: Axes, at: int, column: Column, key: str, colour: str) -> None:
     """One arm's seeds, their mean and its interval; and the null dip where dips are drawn."""
     values = [float(row.values()[key]) for row in column.rows]
@@ -152,40 +94,3 @@ def _draw_recovery(axes: Axes, comparison: Comparison, colours: Mapping[str, tup
                 axes.plot([back], [y], marker="o", **look)  # type: ignore[arg-type]
     log_time(axes, axes, first, comparison.budget, 0.2)
     axes.set_xlabel("back after, env steps (>: never)")
-
-
-def _draw_means(axes: Axes, columns: Sequence[Column], colours: Mapping[str, tuple[str, str]]) -> None:
-    """The mean curve of each arm."""
-    for column in columns:
-        colour, style = colours[column.arm.name]
-        steps, mean = mean_line({c.seed: (c.env_steps, c.scores) for c in column.arm.curves})
-        axes.plot(steps, mean, color=colour, ls=style, lw=1.8)
-    dress(axes)
-    axes.tick_params(labelsize=LABEL_SIZE)
-    axes.set_title("score" if columns[0].arm.curves[0].unit == "score" else "return", **_title())
-
-
-def _draw_signal(
-    axes: Axes, name: str, arms: Mapping[str, SignalLines], colours: Mapping[str, tuple[str, str]]
-) -> None:
-    """One signal: a thick line an arm for the mean; thin ones for seeds where there are few arms."""
-    values: list[FloatArray] = []
-    for arm, lines in arms.items():
-        colour, style = colours[arm]
-        for steps, seen in lines.values():
-            if len(arms) <= _FEW_ARMS:
-                axes.plot(steps, seen, color=colour, ls=style, lw=0.5, alpha=0.3, zorder=2)
-            values.append(seen)
-        steps, mean = mean_line(lines)
-        axes.plot(steps, mean, color=colour, ls=style, lw=1.6, zorder=3)
-    dress(axes)
-    axes.tick_params(labelsize=LABEL_SIZE)
-    every = np.concatenate(values)
-    if len(every) and every.min() > 0 and every.max() > _WIDE * every.min():
-        axes.set_yscale("log")
-        axes.minorticks_off()
-    axes.set_title(name, **_title())
-
-
-def _title() -> dict[str, Any]:
-    return {"fontsize": LABEL_SIZE, "color": INK, "loc": "left", "pad": 3.0}

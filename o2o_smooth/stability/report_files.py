@@ -16,15 +16,17 @@ from o2o_smooth.files import written_whole
 from o2o_smooth.stability.compared import Comparison
 from o2o_smooth.stability.origin import offline_data
 from o2o_smooth.stability.page import About, arm_sentences, interval_words, render_page, sentences
-from o2o_smooth.stability.panels import bands, signals_figure, spread_figure
+from o2o_smooth.stability.panels import bands, spread_figure
 from o2o_smooth.stability.plots import switch_figure
 from o2o_smooth.stability.sheet import save
-from o2o_smooth.stability.signals import SignalLines, distinct, mean_line
+from o2o_smooth.stability.signal_names import told_elsewhere
+from o2o_smooth.stability.signal_panels import audits_figure, signals_figure
+from o2o_smooth.stability.signals import STEPS, SignalLines, distinct, mean_line
 from o2o_smooth.stability.themed import figure_svg
 
 MADE_BY = "o2o-smooth report"
 PAGE, NUMBERS = "report.html", "stability.json"
-PICTURES = ("curves.png", "dips.png", "signals.png")
+PICTURES = ("curves.png", "dips.png", "signals.png", "audits.png")
 
 UNITS = {
     "j0, dip_depth, late_collapse, final, auc, null_dip": "score (auc: mean over the budget)",
@@ -54,7 +56,11 @@ def check_free(out: Path) -> None:
 
 
 def write_report(
-    comparison: Comparison, signals: Mapping[str, Mapping[str, SignalLines]], out: Path, about: About
+    comparison: Comparison,
+    signals: Mapping[str, Mapping[str, SignalLines]],
+    out: Path,
+    about: About,
+    audits: Mapping[str, Mapping[str, SignalLines]] | None = None,
 ) -> list[Path]:
     """Write `report.html`, the PNGs and `stability.json` into a folder; an earlier report there is replaced.
 
@@ -63,6 +69,7 @@ def write_report(
         signals: By name, arm and seed; those that say nothing are left out, and the panel where none is left.
         out: The folder; made where it is not there.
         about: What stands around the numbers.
+        audits: Likewise what was audited, along updates since the switch.
 
     Returns:
         The files.
@@ -71,7 +78,7 @@ def write_report(
         O2OError: The folder cannot be written or holds what no report wrote.
     """
     check_free(out)
-    figures = make_figures(comparison, distinct(signals), about)
+    figures = make_figures(comparison, signals, about, audits)
     written = [save(figure, out / name) for name, (_, figure) in figures.items()]
     drawn = {caption: figure_svg(figure, caption) for caption, figure in figures.values()}
     for stale in set(PICTURES) - set(figures):  # of an earlier report, which knew signals
@@ -93,9 +100,12 @@ def ramp_end(comparison: Comparison) -> float | None:
 
 
 def make_figures(
-    comparison: Comparison, signals: Mapping[str, Mapping[str, SignalLines]], about: About
+    comparison: Comparison,
+    signals: Mapping[str, Mapping[str, SignalLines]],
+    about: About,
+    audits: Mapping[str, Mapping[str, SignalLines]] | None = None,
 ) -> dict[str, tuple[str, Figure]]:
-    """The pictures by file name, each with its caption."""
+    """The pictures by file name, each with its caption; signals that say nothing are left out."""
     arms = {column.arm.name: column.arm.curves for column in comparison.columns}
     figures = {
         "curves.png": (
@@ -118,10 +128,17 @@ def make_figures(
             spread_figure(comparison, title="Dips and recoveries", subtitle=about.subtitle),
         ),
     }
-    if signals:
+    if shown := distinct(signals):
         figures["signals.png"] = (
-            "Signals under the curve: the controller's weights and what was audited, means over seeds, a line an arm.",
-            signals_figure(comparison, signals, title="Weights and signals under the curve", subtitle=about.subtitle),
+            "Signals under the curve: the weights and what the rules looked at, means over seeds, a line an arm. What "
+            "stands still or repeats another is left out.",
+            signals_figure(comparison, shown, title="Weights and signals under the curve", subtitle=about.subtitle),
+        )
+    if audited := _audited(audits or {}, signals):
+        figures["audits.png"] = (
+            "Signals of the audits: what the updates did to the agent, along updates since the switch (logarithmic, so "
+            "that the first ones are wide), means over seeds, a line an arm. docs/switch.md tells what each one means.",
+            audits_figure(comparison, audited, title="What the updates did to the agent", subtitle=about.subtitle),
         )
     return figures
 
@@ -171,6 +188,16 @@ def stability_json(comparison: Comparison, about: About) -> dict[str, Any]:
 def _weights(signals: Mapping[str, Mapping[str, SignalLines]]) -> dict[str, Any]:
     """The actor's weight by arm, mean over seeds."""
     return {arm: mean_line(lines) for arm, lines in signals.get("smoothing/actor_weight", {}).items()}
+
+
+def _audited(
+    audits: Mapping[str, Mapping[str, SignalLines]], signals: Mapping[str, Mapping[str, SignalLines]]
+) -> dict[str, Mapping[str, SignalLines]]:
+    """The audits that say something that the signals do not; with their environment steps, if there are any."""
+    told = distinct(
+        {name: arms for name, arms in audits.items() if name != STEPS and not told_elsewhere(name, signals)}
+    )
+    return {**told, STEPS: audits[STEPS]} if told and STEPS in audits else told
 
 
 def _ours(out: Path) -> bool:

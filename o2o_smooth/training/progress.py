@@ -73,7 +73,7 @@ class Live:
 
     def note(self, text: str) -> None:
         """See `ProgressSink`."""
-        self.progress.console.print(text, highlight=False, markup=False)
+        self.progress.console.print(text, highlight=False, markup=False, emoji=False)
 
 
 @dataclass
@@ -95,23 +95,23 @@ class Plain:
 
     def note(self, text: str) -> None:
         """See `ProgressSink`."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 @contextmanager
 def show_progress(console: Console | None = None) -> Iterator[ProgressSink]:
     """A display for the length of a `with` block, on standard error."""
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, emoji=False)
     if not console.is_terminal:
         yield Plain(console)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[remark]}"),
+        TextColumn("{task.fields[remark]}", markup=False),
     )
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         yield Live(progress)

@@ -23,7 +23,10 @@ from o2o_smooth.training.ramps import COMPONENT_SCHEDULES, ramp_length
 
 AUDIT = "audit.jsonl"
 METRICS = "metrics.jsonl"
-WEIGHTS = ("smoothing/", "data/offline_fraction", "gate/")
+RULES = ("gate/", "pd/", "kl_gate/", "td_gate/", "gradient_agreement/")
+"""How the names of what adaptive rules look at begin."""
+
+WEIGHTS = ("smoothing/", "data/offline_fraction", *RULES)
 """Columns of metrics.jsonl that the controller moves or moves on."""
 
 NOT_SETTINGS = (
@@ -61,47 +64,66 @@ class Runs:
     arms: list[Arm]
     """Controls marked, A/A pairs found."""
     signals: dict[str, dict[str, SignalLines]]
-    """By name of the signal, then by arm: weights first."""
+    """By name of the signal, then by arm, along environment steps: weights first."""
+    audits: dict[str, dict[str, SignalLines]]
+    """Likewise what was audited, along updates since the switch: several audits may share an environment step."""
     manifests: dict[str, dict[str, Any]]
     """By arm, that of its first run."""
     add_controls: str
     """The command that adds the controls of this comparison."""
+    notes: list[str]
+    """What was left out, in sentences."""
 
 
 def read_runs(folders: Sequence[tuple[str | None, Path]]) -> Runs:
     """Read run folders; those whose arm has one name are seeds of one arm.
 
+    Runs that did not go online, as the pretraining beside its forks, are left out with a note.
+
     Args:
         folders: Each with the name its arm gets in the report; None: the manifest's, or else the folder's.
 
     Raises:
-        O2OError: A folder that is no run or did not go online, runs of different tasks, an arm with a seed twice, or
-            one made with two settings.
+        O2OError: A folder that is no run, no run that went online, runs of different tasks, an arm with a seed twice,
+            or one made with two settings.
     """
     curves: list[Curve] = []
     manifests: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
+    offline: list[Path] = []
     for name, folder in folders:
         manifest = read_manifest(folder)
         found = [curve for curve in read_curves(folder, arm=name) if len(curve.env_steps) > 1]
         if not found:
-            raise O2OError(f"{folder} has no evaluations after the switch; report takes runs that went online")
+            offline.append(folder)
+            continue
         curves += found
         manifests.setdefault(found[0].arm, []).append((folder, manifest))
+    if not curves:
+        raise O2OError(f"{_listed(offline)} no evaluations after the switch; report takes runs that went online")
     _check_tasks(manifests)
     arms: list[Arm] = []
     signals: dict[str, dict[str, SignalLines]] = {}
     treated = _treated({name: found[0][1]["config"] for name, found in manifests.items()})
+    audits: dict[str, dict[str, SignalLines]] = {}
     for name, mine in group_curves(curves).items():
         arms.append(_arm(name, mine, manifests[name], treated=name in treated))
         for folder, _ in manifests[name]:
             _add(signals, name, read_signals(folder / METRICS, WEIGHTS))
-            _add(signals, name, read_signals(folder / AUDIT, ()))
+            audit = read_signals(folder / AUDIT, (), against="updates")
+            _add(audits, name, audit)
+            _add(signals, name, {} if audit else read_signals(folder / AUDIT, ()))
     return Runs(
         arms=find_twins(arms),
+        audits=audits,
         signals=dict(sorted(signals.items(), key=lambda item: _place(item[0]))),
         manifests={name: found[0][1] for name, found in manifests.items()},
         add_controls=_add_controls(next(iter(manifests.values()))),
+        notes=[f"Left out: {_listed(offline)} no evaluations after the switch."] if offline else [],
     )
+
+
+def _listed(folders: Sequence[Path]) -> str:
+    return f"{', '.join(map(str, folders))} {'has' if len(folders) == 1 else 'have'}"
 
 
 def _place(name: str) -> int:

@@ -93,14 +93,20 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     steps = np.array([1.0, 10, 100, 1000])
     signals = {
         "smoothing/actor_weight": {"linear": {0: (steps, np.array([0.0, 0.1, 0.5, 1.0]))}},
-        "switch/kl": {"jump": {s: (steps, (1 + s) * steps) for s in (0, 1)}},
+    }
+    audits = {
+        "env_steps": {"jump": dict.fromkeys((0, 1), (steps, 64 + steps))},
+        **{
+            f"switch/{name}": {"jump": {s: (steps, (1 + s + i) * steps) for s in (0, 1)}}
+            for i, name in enumerate(("kl", "q_drift", "td_error_online", "td_error_offline_source", "actor_cka"))
+        },
     }
     about = About(
         "maze: iql → sac at the switch", "4 seeds", "o2o-smooth report a b", {"numpy": "2"}, ["a"], ["A note."]
     )
     found = compare(arms(shapes), Settings(add_controls="o2o-smooth fork X --controls"))
     found = dataclasses.replace(found, notes=("Curves end at different steps.",))
-    write_report(found, signals, out, about)
+    write_report(found, signals, out, about, audits)
     return out
 
 
@@ -152,7 +158,7 @@ def test_the_page_is_there_and_readable_in_light_and_dark(tmp_path: Path, writte
     assert found["dark"] is dark
     assert "jump dropped on 4 of 4 seeds" in found["text"]
     assert "late only postponed the dip" in found["text"]
-    assert len(found["svgs"]) == 3
+    assert len(found["svgs"]) == 4
     for svg in found["svgs"]:
         left, top, right, bottom = svg["box"]
         assert right - left > 600
@@ -173,9 +179,24 @@ def test_the_page_is_there_and_readable_in_light_and_dark(tmp_path: Path, writte
     for svg, sheet in zip(found["svgs"], found["pictures"], strict=True):
         assert (luminance(sheet) < 0.05) is dark
         assert min(contrast(text["fill"], sheet) for text in svg["texts"]) > (4.0 if dark else 2.0)
-        axis = [text["fill"] for text in svg["texts"] if "steps" in text["text"]]
+        axis = [text["fill"] for text in svg["texts"] if re.search("steps|since", text["text"])]
         assert axis
         assert min(contrast(fill, sheet) for fill in axis) > 7
+
+
+def test_no_column_is_cut_off_in_a_window_of_1100_pixels(tmp_path: Path, written: Path) -> None:
+    found = measure(tmp_path, written, "--window-size=1100,900")
+    assert found["width"] <= 1100
+    arms_table, effects_table = found["tables"][:2]
+    for table in (arms_table, effects_table):  # as wide as the picture above them, whose frame is theirs
+        assert table[2] <= found["svgs"][0]["box"][2] + 1
+    assert table_columns(written) == 13
+
+
+def table_columns(written: Path) -> int:
+    """Of the table of arms, which is wide."""
+    page = (written / "report.html").read_text(encoding="utf-8")
+    return page.split("<h2>Every arm</h2>")[1].split("</thead>")[0].count("<th ")
 
 
 def test_a_phone_scrolls_tables_and_pictures_but_not_the_page(tmp_path: Path, written: Path) -> None:

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from o2o_smooth.stability.compared import Comparison, Settings
 from o2o_smooth.stability.comparison import compare
 from o2o_smooth.stability.page import About, render_page
-from o2o_smooth.stability.panels import bands, signals_figure, spread_figure
+from o2o_smooth.stability.panels import bands, spread_figure
 from o2o_smooth.stability.report_files import make_figures
+from o2o_smooth.stability.signal_panels import signals_figure
 from o2o_smooth.stability.signals import SignalLines
 from o2o_smooth.stability.themed import VARIABLES, figure_svg
 from tests.stability.curve_cases import FLAT, JUMP, SMOOTH, arms

@@ -33,6 +33,44 @@ def test_numeric_columns_are_signals_by_seed_and_rising(tmp_path: Path) -> None:
     assert set(read_signals(tmp_path / "audit.jsonl", ("td",))) == {"td"}
 
 
+ONE_STEP: list[object] = [
+    {"env_steps": step, "updates": 200 + since, "seed": 3, "switch/updates": since, "switch/kl": float(since)}
+    for step, since in ((68, 0), (68, 1), (68, 2), (68, 4), (72, 8), (80, 16))
+]
+"""Four environments: the first updates fall on one step."""
+
+
+def test_audits_of_one_environment_step_are_all_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "audit.jsonl", [*ONE_STEP, ONE_STEP[2]])
+    x, y = read_signals(path, (), against="updates")["switch/kl"][3]
+    assert x.tolist() == y.tolist() == [0, 1, 2, 4, 8, 16]
+    steps = read_signals(path, (), against="updates")["env_steps"][3]
+    assert steps[1].tolist() == [68, 68, 68, 68, 72, 80]
+    x, y = read_signals(path, ())["switch/kl"][3]
+    assert y.tolist() == [0, 1, 2, 4, 8, 16]
+    assert np.all(np.diff(x) > 0)
+    assert x[3:].tolist() == [68, 72, 80]
+    assert x[0] > 67
+
+
+def test_updates_count_from_the_switch_with_or_without_their_column(tmp_path: Path) -> None:
+    bare: list[object] = [{"env_steps": s, "updates": 50 + s, "seed": 0, "x": 1.0 * s} for s in (0, 3, 3, 9)]
+    found = read_signals(
+        write(tmp_path / "a.jsonl", [*bare, {"env_steps": 9, "seed": 0, "x": 7.0}]), (), against="updates"
+    )
+    assert found["x"][0][0].tolist() == [0, 3, 9]  # and what does not tell its updates has no place there
+    late: list[object] = [{"env_steps": 5, "updates": 60, "seed": 0, "switch/updates": 10, "x": 2.0}]
+    assert read_signals(write(tmp_path / "b.jsonl", late), (), against="updates")["x"][0][0].tolist() == [10]
+
+
+def test_several_updates_a_step_lie_between_the_step_before_and_their_own(tmp_path: Path) -> None:
+    rows: list[object] = [
+        {"env_steps": s, "updates": u, "seed": 0, "x": u} for s, u in ((1, 4), (2, 6), (2, 7), (2, 8))
+    ]
+    x, _ = read_signals(write(tmp_path / "a.jsonl", rows), ())["x"][0]
+    assert x.tolist() == [1, 1.5, 1.75, 2]
+
+
 def test_no_file_is_no_signal_and_a_torn_end_is_left_out(tmp_path: Path) -> None:
     assert read_signals(tmp_path / "audit.jsonl", ()) == {}
     path = write(tmp_path / "a.jsonl", [{"env_steps": 1, "seed": 0, "x": 1.0}])

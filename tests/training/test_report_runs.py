@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ import pytest
 
 from o2o_smooth.agents import AGENTS
 from o2o_smooth.errors import DataError, O2OError
+from o2o_smooth.smoothing.rules import ADAPTIVE_NAMES, make_rule
+from o2o_smooth.smoothing.schedules import Schedule
 from o2o_smooth.stability.comparison import choose_baseline
+from o2o_smooth.stability.signal_names import by_question, signal_title
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.ramps import ramp_length
 from o2o_smooth.training.report_runs import read_runs
+from o2o_smooth.training.tracking.dashboard import SECTIONS
 from tests.training.test_pictures import fake_run
 
 
@@ -38,7 +43,7 @@ def made(
         manifest["arm"] = arm
     (folder / "manifest.json").write_text(json.dumps(manifest))
     rows = [
-        {"phase": "online", "env_steps": s, "seed": seed, "smoothing/actor_weight": 0.57, "critic/loss": 1.0}
+        {"phase": "online", "env_steps": s, "seed": seed, "smoothing/actor_weight": 0.57e-3 * s, "critic/loss": 1.0}
         for s in (0, 500, 1000)
         for seed in range(seeds)
     ]
@@ -221,6 +226,17 @@ def test_runs_of_two_tasks_or_without_an_online_phase_are_refused(tmp_path: Path
         read_runs([(None, tmp_path / "nowhere")])
 
 
+def test_a_run_that_never_went_online_is_left_out_with_a_note(tmp_path: Path) -> None:
+    offline, online = fake_run(tmp_path / "pretrain", "own", online=0), made(tmp_path / "jump")
+    runs = read_runs([(None, offline), (None, online)])
+    assert [arm.name for arm in runs.arms] == ["jump"]
+    assert runs.notes == [f"Left out: {offline} has no evaluations after the switch."]
+    assert read_runs([(None, online)]).notes == []
+    other = fake_run(tmp_path / "more", "own", online=0)
+    with pytest.raises(O2OError, match=r"pretrain, .*more have no evaluations after the switch"):
+        read_runs([(None, offline), (None, other)])
+
+
 def test_weights_come_first_and_then_whatever_was_audited(tmp_path: Path) -> None:
     folder = made(tmp_path / "a")
     rows = [{"env_steps": s, "seed": 0, "switch/kl": 0.1 * s, "alpha": 1} for s in (1, 2, 4)]
@@ -229,6 +245,32 @@ def test_weights_come_first_and_then_whatever_was_audited(tmp_path: Path) -> Non
     assert list(signals) == ["smoothing/actor_weight", "switch/kl", "alpha"]  # and no losses
     assert list(signals["switch/kl"]) == ["a"]
     assert list(signals["smoothing/actor_weight"]) == ["a", "other"]
+
+
+@pytest.mark.parametrize("name", ADAPTIVE_NAMES)
+def test_what_every_adaptive_rule_looks_at_is_drawn(name: str, tmp_path: Path) -> None:
+    rule = make_rule(name, 100.0, random_return=0.0, reference_return=1.0)
+    assert not isinstance(rule, Schedule)
+    names = set(rule.signals())
+    assert names
+    folder = made(tmp_path / "a")
+    rows = [{"env_steps": s, "updates": s, "seed": 0, **dict.fromkeys(names, 0.1 * s)} for s in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert set(read_runs([(None, folder)]).signals) == names
+    charts = [chart for section in SECTIONS for chart in section.charts if chart.regex]
+    for one in names:
+        assert [chart.title for chart in charts if re.search(str(chart.regex), one)], one
+        assert signal_title(one) != one
+        assert list(by_question({one: 0})) == ["What the rule looked at"]
+
+
+def test_audits_that_tell_their_updates_go_along_them(tmp_path: Path) -> None:
+    folder = made(tmp_path / "a")
+    rows = [{"env_steps": 8, "updates": 50 + u, "seed": 0, "switch/updates": u, "switch/kl": u} for u in (0, 1, 2, 4)]
+    (folder / "audit.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = read_runs([(None, folder)])
+    assert "switch/kl" not in runs.signals
+    assert runs.audits["switch/kl"]["a"][0][0].tolist() == [0, 1, 2, 4]
 
 
 def test_the_command_that_adds_controls_names_the_checkpoint(tmp_path: Path) -> None:

@@ -94,7 +94,11 @@ SECTIONS = (
             Chart("Effective weight", regex=r"^smoothing/(actor|critic|value|temperature)_effective_weight$"),
             Chart("Cosine of the two gradients", regex=r"^smoothing/(actor|critic|value|temperature)_gradient_cosine$"),
             Chart("Share of offline rows", ("data/offline_fraction",)),
-            Chart("Performance gate", regex=r"^gate/(running_return|bar)$"),
+            Chart("Performance gate", regex=r"^gate/(running_return|bar|switch_return)$"),
+            Chart(
+                "What the rule looks at",
+                regex=r"^(gate/(evidence|verdict)|(pd|kl_gate|td_gate|gradient_agreement)/\w+)$",
+            ),
         ),
     ),
     Section(
