@@ -32,3 +32,7 @@ class ParityError(O2OError):
     def __init__(self, culprit: str, text: str) -> None:
         super().__init__(f"the evaluation path and the collection path disagree at the switch ({culprit}): {text}")
         self.culprit = culprit
+
+
+class LaunchError(O2OError):
+    """A job that cannot be started: no such launcher, no cluster, or more asked for than any machine has."""
