@@ -20,6 +20,7 @@ from o2o_smooth.agents.heads import gaussian
 from o2o_smooth.agents.networks import MLP, Actor
 from o2o_smooth.data.batch import Batch
 from o2o_smooth.errors import ConfigError
+from o2o_smooth.smoothing.anchors import gaussian_kl
 from o2o_smooth.smoothing.objective import COMPONENTS, Objective
 
 Side = Literal["offline", "online"]
@@ -66,7 +67,7 @@ def kl_from(snapshot: PolicySnapshot, agent: Agent, obs: Tensor) -> Tensor:
     """
     now = agent.networks.actor.output(agent.networks.encode_obs(obs))
     then = snapshot.output(obs)
-    return gaussian_kl(now, then) if agent.networks.actor.stochastic else action_distance(now, then)
+    return policy_kl(now, then) if agent.networks.actor.stochastic else action_distance(now, then)
 
 
 def kl_name(agent: Agent) -> str:
@@ -74,16 +75,12 @@ def kl_name(agent: Agent) -> str:
     return "kl" if agent.networks.actor.stochastic else "action_distance"
 
 
-def gaussian_kl(now: Tensor, then: Tensor) -> Tensor:
+def policy_kl(now: Tensor, then: Tensor) -> Tensor:
     """KL divergence of two outputs of a Gaussian actor, (M, n, 2A) each: a sum over actions, a mean over states, (M,).
 
     It is that of the Gaussians before the tanh: a bijection of both leaves it as it is.
     """
-    (mean, log_std), (mean_then, log_std_then) = gaussian(now), gaussian(then)
-    precision = torch.exp(-2 * log_std_then)
-    ratio = torch.exp(2 * (log_std - log_std_then))
-    kl = log_std_then - log_std + 0.5 * (ratio + (mean - mean_then).square() * precision - 1)
-    return kl.sum(-1).mean(-1)
+    return gaussian_kl(*gaussian(now), *gaussian(then)).mean(-1)
 
 
 def action_distance(now: Tensor, then: Tensor) -> Tensor:
