@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import os
 import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -81,15 +83,15 @@ class RayLauncher:
             raise LaunchError("cpus and gpus are those of a Ray cluster started here; leave them out with an address")
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
-        try:
-            self._ray: Any = importlib.import_module("ray")
-        except ImportError as error:
-            raise LaunchError("the launcher ray needs Ray: pip install 'o2o_smooth[ray]'") from error
+        if importlib.util.find_spec("ray") is None:
+            raise LaunchError("the launcher ray needs Ray: pip install 'o2o_smooth[ray]'")
+        if address is None and not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
+            _lock()
+        self._ray: Any = importlib.import_module("ray")
         self.max_queued, self.autoscaling, self.grace_s, self.lease_s = max_queued, autoscaling, grace_s, lease_s
         self._started: dict[str, _Started] = {}
         self._shapes: dict[str, dict[str, float]] = {}
         self._folder: Path | None = None
-        self._locked: tuple[str, ...] = ()
         self._ours = not self._ray.is_initialized()
         if self._ours:
             self._connect(address, cpus, gpus)
@@ -157,8 +159,6 @@ class RayLauncher:
             self._ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-        for name in self._locked:
-            os.environ.pop(name, None)
 
     def _cancel(self, job: str, grace_s: float) -> None:
         started = self._started.get(job)
@@ -239,7 +239,6 @@ class RayLauncher:
             settings |= {"address": "local", "num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
             settings |= {"_temp_dir": str(self._folder), "object_store_memory": STORE_BYTES}
             settings |= {"_node_ip_address": "127.0.0.1"}
-            self._lock()
         else:
             _check_address(address)
             settings["address"] = address
@@ -255,12 +254,20 @@ class RayLauncher:
                 with contextlib.suppress(ValueError):  # not the main thread
                     signal.signal(number, handler)
 
-    def _lock(self) -> None:
-        """Let only this process and its jobs speak to the cluster: Ray listens on all interfaces."""
-        if "RAY_AUTH_MODE" not in os.environ:
-            key = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-            os.environ.update(key)
-            self._locked = tuple(key)
+
+def _lock() -> None:
+    """Let only this process and its jobs speak to a cluster of its own, for Ray listens on all interfaces.
+
+    Ray reads this when it is imported, and once: the key stays for the life of the process.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    if "ray" in sys.modules:
+        raise LaunchError(
+            "Ray was imported before it could be locked against others on the network: call ray.init() yourself, "
+            "or set RAY_AUTH_MODE, or make the launcher before Ray is imported"
+        )
+    os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
 
 
 def _holder() -> type:
