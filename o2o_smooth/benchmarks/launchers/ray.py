@@ -32,6 +32,7 @@ CARRIED = ("PYTHONPATH", "MUJOCO_GL")
 CARRIED_PREFIXES = ("O2O_SMOOTH_", "WANDB_", "MINARI_", "D4RL_", "HF_")
 """Variables of the runner's environment that a command gets on any node; never written to a file."""
 CONNECT_S = 5.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 WAIT_S = 60.0  # for the first node of a cluster to tell what it has
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 STORE_BYTES = 80_000_000  # of a cluster of one's own: jobs pass nothing through it
@@ -111,7 +112,7 @@ class RayLauncher:
             name: value for name, value in os.environ.items() if name in CARRIED or name.startswith(CARRIED_PREFIXES)
         }
         order = order_for(
-            job, via="ray", grace_s=self.grace_s, lease_s=self.lease_s, environment=environment, detach=True
+            job, via="Ray", grace_s=self.grace_s, lease_s=self.lease_s, environment=environment, detach=True
         )
         needs = {"num_cpus": job.cpus, "num_gpus": job.gpus, "memory": job.memory}
         actor = self._actor.options(
@@ -157,6 +158,9 @@ class RayLauncher:
         self._started.clear()
         if self._ours:
             self._ray.shutdown()
+        self._tidy()
+
+    def _tidy(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -240,7 +244,7 @@ class RayLauncher:
             settings |= {"_temp_dir": str(self._folder), "object_store_memory": STORE_BYTES}
             settings |= {"_node_ip_address": "127.0.0.1"}
         else:
-            _check_address(address)
+            self._check_address(address)
             settings["address"] = address
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -248,11 +252,37 @@ class RayLauncher:
         except Exception as error:  # Ray raises many kinds
             what = "start Ray here" if address is None else f"join the Ray cluster at {address}"
             cure = "" if address is None else "; is it up, and is this machine a node of it (ray start --address=...)?"
+            self._ray.shutdown()
+            self._tidy()
             raise LaunchError(f"cannot {what}: {_line(error)}{cure}") from error
         finally:
             for number, handler in handlers.items():  # Ray puts its own, which end the process at once
                 with contextlib.suppress(ValueError):  # not the main thread
                     signal.signal(number, handler)
+
+    def _check_address(self, address: str) -> None:
+        """See that something answers: Ray itself waits for minutes before it says that nobody does."""
+        if address == "auto":
+            return
+        host, separator, port = address.rpartition(":")
+        if not separator or not port.isdecimal() or "//" in host:
+            raise LaunchError(
+                f"'{address}' is no address of a Ray cluster: host:port, or auto for the one running here"
+            )
+        host = host.strip("[]")
+        _answers(address, host, int(port))
+        if host in LOOPBACK:  # Ray takes this machine's own address instead
+            _answers(address, str(self._ray.util.get_node_ip_address()), int(port))
+
+
+def _answers(address: str, host: str, port: int) -> None:
+    try:
+        socket.create_connection((host, port), CONNECT_S).close()
+    except OSError as error:
+        raise LaunchError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}); start one with `ray start --head`, and "
+            "give the address that it prints"
+        ) from error
 
 
 def _lock() -> None:
@@ -281,9 +311,12 @@ def _holder() -> type:
 
             if root not in sys.path:
                 sys.path.insert(0, root)
+            import ray
+
             from o2o_smooth.benchmarks.launchers.minder import Order
             from o2o_smooth.benchmarks.launchers.worker import Worker
 
+            order["via"] = f"Ray node {ray.get_runtime_context().get_node_id()}"
             self.worker = Worker(Order(**order))
 
         def place(self) -> str:
@@ -296,21 +329,6 @@ def _holder() -> type:
             self.worker.stop(grace_s)
 
     return Holder
-
-
-def _check_address(address: str) -> None:
-    """Ray itself waits for a minute before it says that nobody answers."""
-    if address == "auto":
-        return
-    host, separator, port = address.rpartition(":")
-    if not separator or not port.isdecimal() or "//" in host:
-        raise LaunchError(f"'{address}' is no address of a Ray cluster: host:port, or auto for the one of this machine")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-    except OSError as error:
-        raise LaunchError(
-            f"no Ray cluster answers at {address} ({error}); start one with `ray start --head --port={port}`"
-        ) from error
 
 
 def _shape(resources: dict[str, float]) -> str:
