@@ -225,9 +225,7 @@ class RayLauncher:
         ):
             return
         nodes = "; ".join(sorted({_shape(shape) for shape in self._shapes.values()})) or "none"
-        raise LaunchError(
-            f"job {job.id} asks for {_shape(asked)}; no node of the Ray cluster has that (nodes: {nodes})"
-        )
+        raise LaunchError(f"job {job.id} asks for {_shape(asked)}, which no node of the Ray cluster has: {nodes}")
 
     def _see_nodes(self) -> bool:
         """Remember what each node has; also of those that have gone, for they may come back."""
