@@ -277,7 +277,7 @@ class SlurmLauncher:
             return told
         if submitted.over_since is None:
             submitted.over_since = time.monotonic()
-        if state == "CANCELLED":
+        if record.cancelled and state in ("CANCELLED", "GONE"):
             return "interrupted", "stopped"
         if time.monotonic() - submitted.over_since < self.settle_s:
             return None  # a file system shows what others write with some delay
