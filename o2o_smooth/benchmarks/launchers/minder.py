@@ -35,7 +35,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)  # Slurm sends them to all; the worker answers, nobody else may die of them
 TICK_S = 0.5
 LISTEN_S = 2.0  # between looks for a file that asks to stop
-END_TRIES = 5  # to write how the attempt ended, a second apart
+END_TRIES, END_PAUSE_S = 4, 0.5  # to write how the attempt ended
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Minder:
                 mine.end({**ended, "when": _now()})
                 break
             except OSError:  # a full disk: the lease runs out by itself
-                time.sleep(1.0)
+                time.sleep(END_PAUSE_S)
         return ended
 
     def _attempt(self, mine: Claim) -> dict[str, Any]:

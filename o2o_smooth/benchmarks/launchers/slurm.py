@@ -32,6 +32,8 @@ TOOLS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 COMMAND_S = 60.0  # for squeue and the like to answer
 MARGIN_S = 30  # between the end of the grace and Slurm's own kill
 REQUEUES = 1000  # after time limits; each goes on where the last one stopped
+PASSING = ("limit", "socket timed out", "unable to contact", "temporarily", "try again", "connection")
+"""Words of sbatch's errors that pass by themselves."""
 OVER: dict[str, tuple[Outcome, str]] = {
     "BOOT_FAIL": ("lost", "its node did not boot"),
     "COMPLETED": ("lost", "it ended without a record of how"),
@@ -71,6 +73,10 @@ class SlurmTask:
             self._worker.outcome()
         submitit: Any = importlib.import_module("submitit")
         return submitit.helpers.DelayedSubmission(SlurmTask(self.order))
+
+
+class _Passing(Exception):
+    """Slurm cannot take a job, or tell of it, just now."""
 
 
 @dataclass(frozen=True)
@@ -154,17 +160,28 @@ class SlurmLauncher:
             "additional_parameters": {"requeue": True, **(sbatch or {})},
         }
         self._submitted: dict[str, _Submitted] = {}
+        self._later: list[Job] = []
+        self._dropped: list[Ended] = []
         self._states: dict[str, str] = {}
         self._asked = -math.inf
 
     def room_for(self, job: Job) -> bool:
         """See `Launcher`: fewer than `max_jobs` are at the cluster."""
-        return len(self._submitted) < self.max_jobs
+        return not self._later and len(self._submitted) < self.max_jobs
 
     def start(self, job: Job) -> None:
         """See `Launcher`; where an earlier runner has submitted the same job, that one goes on."""
-        if job.id in self._submitted:
+        if job.id in self._submitted or any(one.id == job.id for one in self._later):
             raise LaunchError(f"job {job.id} is already started")
+        self._start(job)
+
+    def _start(self, job: Job) -> None:
+        try:
+            self._start_now(job)
+        except _Passing:  # the next call of `poll` tries again
+            self._later.append(job)
+
+    def _start_now(self, job: Job) -> None:
         record = _read(job)
         if record is not None and not record.reported:
             record = self._found(job, record)
@@ -179,13 +196,20 @@ class SlurmLauncher:
     def running(self) -> dict[str, str]:
         """See `Launcher`."""
         self._ask()
-        return {name: self._where(submitted) for name, submitted in self._submitted.items()}
+        at_cluster = {name: self._where(submitted) for name, submitted in self._submitted.items()}
+        return at_cluster | {job.id: "queued" for job in self._later}
 
     def poll(self) -> list[Ended]:
         """See `Launcher`."""
         if not self._ask():
             return []
-        ended = []
+        later, self._later = self._later, []
+        ended, self._dropped = self._dropped, []
+        for job in later:
+            try:
+                self._start(job)
+            except LaunchError as error:
+                ended.append(Ended(job.id, "failed", "queued", str(error)))
         for submitted in list(self._submitted.values()):
             judgement = self._judge(submitted)
             if judgement is None:
@@ -199,7 +223,9 @@ class SlurmLauncher:
     def cancel(self, job: str) -> None:
         """See `Launcher`: through a file in the job's folder, which its minder looks for every other second."""
         submitted = self._submitted.get(job)
-        if submitted is None:
+        if submitted is None:  # `poll` tells of those that still wait to be submitted
+            self._dropped += [Ended(job, "interrupted", "queued", "stopped") for one in self._later if one.id == job]
+            self._later = [one for one in self._later if one.id != job]
             return
         submitted.record = dataclasses.replace(submitted.record, cancelled=True)
         _write(submitted.job, submitted.record)
@@ -213,6 +239,7 @@ class SlurmLauncher:
         """See `Launcher`; with `keep` nothing is stopped."""
         if self.keep:
             return
+        self._later.clear()
         for job in self._submitted:
             self.cancel(job)
         until = time.monotonic() + grace_s
@@ -240,6 +267,8 @@ class SlurmLauncher:
             executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
             submitted = executor.submit(SlurmTask(order))
         except Exception as error:  # what sbatch says comes as one of submitit's own kinds
+            if any(word in str(error).lower() for word in PASSING):
+                raise _Passing from error
             raise LaunchError(f"Slurm does not take job {job.id}: {_line(error)}") from error
         record = dataclasses.replace(record, number=str(submitted.job_id))
         _write(job, record)
@@ -251,7 +280,7 @@ class SlurmLauncher:
             return record
         number = _run("squeue", "--noheader", "--name", record.name, "--format", "%i")
         if number is None:
-            raise LaunchError(f"squeue does not answer, and job {job.id} may be in the queue: try again later")
+            raise _Passing
         if number.split():
             record = dataclasses.replace(record, number=number.split()[0])
             _write(job, record)

@@ -58,12 +58,12 @@ class Worker:
 
     def _say(self, line: str) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError, ValueError):  # it has ended
             self._process.stdin.write((line + "\n").encode())
             self._process.stdin.flush()
 
     def _listen(self) -> None:
-        assert self._process.stdout is not None
+        assert self._process.stdin is not None and self._process.stdout is not None
         ended: dict[str, Any] = {"code": None, "detail": "its minder was killed"}
         for line in self._process.stdout:
             told = json.loads(line)
@@ -72,6 +72,9 @@ class Worker:
             else:
                 self._now = f"process {told['pid']}" if "pid" in told else told["detail"]
         self._process.wait()
+        self._process.stdout.close()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
         self._ended = ended
         self._over.set()
 

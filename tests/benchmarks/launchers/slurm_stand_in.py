@@ -1,9 +1,9 @@
-"""Stands in for Slurm's commands in tests: real scripts in real processes of this machine, and states as sacct has them.
+"""Stands in for Slurm's commands in tests: real scripts in real processes of this machine, states as of sacct.
 
 python slurm_stand_in.py COMMAND ...     COMMAND: sbatch | srun | squeue | sacct | scancel | scontrol | supervise
 
 SLURM_STAND_IN is its folder: a folder for each job with `script`, `options`, `state`, `pid`; `calls` has every command.
-A file `held` keeps new jobs in the queue; `no-accounting` makes sacct fail.
+A file `held` keeps new jobs in the queue, `full` makes sbatch fail, `no-accounting` sacct.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ def sbatch(script: str) -> None:
     text = Path(script).read_text()
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, re.MULTILINE))
     asked = {name: value.strip("'") for name, value in asked.items()}
+    if (HERE / "full").exists():
+        sys.exit("sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: limit reached")
     if asked.get("partition") == "none":
         sys.exit("sbatch: error: invalid partition specified: none\nsbatch: error: Batch job submission failed")
     number = str(len(numbers()) + 1)
@@ -73,7 +75,8 @@ def sbatch(script: str) -> None:
     (HERE / number / "options").write_text(json.dumps(asked))
     set_state(number, "PENDING")
     command = [sys.executable, __file__, "supervise", number]
-    subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    nothing = subprocess.DEVNULL
+    subprocess.Popen(command, start_new_session=True, stdin=nothing, stdout=nothing, stderr=nothing)
     print(f"Submitted batch job {number}")
 
 
@@ -96,6 +99,8 @@ def supervise(number: str) -> None:
             "SLURM_NODEID": "0",
             "SLURM_RESTART_COUNT": str(restarts),
         }
+        if state(number) != "RUNNING":
+            break
         with output.open("ab") as log:
             shell = subprocess.Popen(
                 ["bash", str(HERE / number / "script")],
@@ -150,9 +155,10 @@ def scancel(number: str, *arguments: str) -> None:
     if arguments:
         signal_job(number, getattr(signal, arguments[1] if arguments[1].startswith("SIG") else f"SIG{arguments[1]}"))
         return
-    waiting = state(number) == "PENDING"
-    set_state(number, "CANCELLED by 1000")
-    if not waiting:
+    was = state(number)
+    if was in ("PENDING", "RUNNING", "REQUEUED"):
+        set_state(number, "CANCELLED by 1000")
+    if was == "RUNNING":
         signal_job(number, signal.SIGKILL)
 
 

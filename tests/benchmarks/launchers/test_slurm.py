@@ -110,6 +110,24 @@ def test_refusals(cluster: ModuleType, tmp_path: Path, monkeypatch: pytest.Monke
         SlurmLauncher(**QUICK)
 
 
+def test_a_full_queue_is_tried_again(cluster: ModuleType, tmp_path: Path) -> None:
+    full = Path(cluster.HERE) / "full"
+    full.touch()
+    launcher = SlurmLauncher(**QUICK)
+    job, dropped = counting_job(tmp_path, "job", 2), counting_job(tmp_path, "dropped", 2)
+    go(job)
+    for one in (job, dropped):
+        launcher.start(one)
+    assert launcher.running() == {"job": "queued", "dropped": "queued"}
+    assert not launcher.room_for(job)
+    launcher.cancel("dropped")
+    assert collect(launcher, 1)["dropped"].outcome == "interrupted"
+    assert launcher.running() == {"job": "queued"}
+    full.unlink()
+    assert collect(launcher, 1)["job"].outcome == "done"
+    assert launcher.room_for(job)
+
+
 @pytest.mark.slow
 def test_runner_started_again_submits_nothing_twice(cluster: ModuleType, tmp_path: Path) -> None:
     held = Path(cluster.HERE) / "held"
