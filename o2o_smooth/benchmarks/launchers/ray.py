@@ -305,12 +305,12 @@ def _holder() -> type:
         """Holds a job's resources on a node, and the minder's near end."""
 
         def __init__(self, order: dict[str, Any], root: str) -> None:
+            import importlib
             import sys
 
             if root not in sys.path:
                 sys.path.insert(0, root)
-            import ray
-
+            ray: Any = importlib.import_module("ray")
             from o2o_smooth.benchmarks.launchers.minder import Order
             from o2o_smooth.benchmarks.launchers.worker import Worker
 

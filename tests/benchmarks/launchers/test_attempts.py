@@ -119,8 +119,8 @@ def test_command_ends_with_its_worker_and_with_its_minder(tmp_path: Path) -> Non
     holder.kill()
     holder.wait()
     until(lambda: not alive(str(tmp_path)) and not alive("61.5"))  # also what the command had started
-    ended = only(held).ended
-    assert ended is not None
+    until(lambda: only(held).ended)
+    ended = only(held).ended or {}
     assert (ended["code"], ended["detail"]) == (-signal.SIGTERM, "whoever started it is gone")
 
     (tmp_path / "up").unlink()

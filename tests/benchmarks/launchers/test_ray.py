@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
+import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -42,10 +46,9 @@ class Nodes:
     """A cluster of nodes with two cores each; the first one stays, the spares are there to be lost."""
 
     def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
         arguments = {"num_cpus": 2, "object_store_memory": STORE, "include_dashboard": False}
-        self.cluster: Any = Cluster(initialize_head=True, head_node_args=arguments)
+        cluster: Any = importlib.import_module("ray.cluster_utils")
+        self.cluster: Any = cluster.Cluster(initialize_head=True, head_node_args=arguments)
         self.spares: list[Any] = [
             self.cluster.add_node(wait=False, **arguments, num_gpus=gpus, resources={}) for gpus in (1, 0)
         ]
@@ -90,6 +93,59 @@ def first(job: Job) -> dict[str, Any]:
 
 def on(node: Any, jobs: list[Job]) -> list[Job]:
     return [job for job in jobs if node.node_id in first(job)["via"]]
+
+
+def test_addresses_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        with pytest.raises(LaunchError, match=r"no Ray cluster answers at .*start one with `ray start --head`"):
+            RayLauncher(f"127.0.0.1:{nobody.getsockname()[1]}")
+    with pytest.raises(LaunchError, match="'ray://here:10001' is no address"):
+        RayLauncher("ray://here:10001")
+    with pytest.raises(LaunchError, match="leave them out with an address"):
+        RayLauncher("auto", cpus=2)
+
+
+OWN_CLUSTER = """
+import json, os, sys, time
+from pathlib import Path
+from o2o_smooth.benchmarks.launchers import Job, make_launcher
+folder = Path(sys.argv[1])
+launcher = make_launcher("ray", {"cpus": "2", "lease-s": "4"})
+assert os.environ["RAY_AUTH_MODE"] == "token"
+launcher.start(Job("job", (sys.executable, "-c", "print('at work')"), folder, folder / "log"))
+ends = []
+while launcher.running():
+    ends += launcher.poll()
+    time.sleep(0.05)
+launcher.close()
+print(json.dumps([[end.job, end.outcome, end.detail] for end in ends]))
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_of_ones_own_comes_and_goes(tmp_path: Path) -> None:
+    folder = tempfile.mkdtemp(prefix="o2o-own-")  # short, for the names of sockets
+    job = tmp_path / "job"
+    job.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", OWN_CLUSTER, str(job)],
+        capture_output=True,
+        text=True,
+        env=environment | {"TMPDIR": folder, "PYTHONPATH": str(Path(__file__).parents[3])},
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [["job", "done", ""]]
+    assert (job / "log").read_text().splitlines()[-1] == "at work"
+    until_gone = time.monotonic() + 10
+    while alive(folder) and time.monotonic() < until_gone:
+        time.sleep(0.1)
+    assert not alive(folder)
+    assert not list(Path(folder).iterdir())
+    Path(folder).rmdir()
 
 
 @pytest.mark.slow
