@@ -150,6 +150,7 @@ class SlurmLauncher:
             raise LaunchError(f"the launcher slurm needs Slurm's {', '.join(missing)}; start it on a login node")
         self.time_min, self.max_jobs, self.keep = time_min, max_jobs, keep
         self.poll_s, self.settle_s, self.grace_s, self.lease_s = poll_s, settle_s, grace_s, lease_s
+        self._gres = "gres" in (sbatch or {})  # how GPUs are asked for is the user's business then
         self._memory = None if memory_gb is None else math.ceil(memory_gb * 1024)
         self._parameters = {
             "partition": partition,
@@ -259,7 +260,7 @@ class SlurmLauncher:
             **self._parameters,
             "job_name": record.name,
             "cpus_per_task": job.cpus,
-            "gpus_per_node": math.ceil(job.gpus) or None,
+            "gpus_per_node": math.ceil(job.gpus) if job.gpus and not self._gres else None,
             "mem": None if memory is None else f"{memory}M",
         }
         executor = self._submitit.SlurmExecutor(job.folder.absolute() / "slurm", max_num_timeout=REQUEUES)
