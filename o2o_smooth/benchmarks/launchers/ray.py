@@ -32,6 +32,7 @@ CARRIED = ("PYTHONPATH", "MUJOCO_GL")
 CARRIED_PREFIXES = ("O2O_SMOOTH_", "WANDB_", "MINARI_", "D4RL_", "HF_")
 """Variables of the runner's environment that a command gets on any node; never written to a file."""
 CONNECT_S = 5.0
+ASK_S = 0.5  # between questions to a job that has no process yet
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 WAIT_S = 60.0  # for the first node of a cluster to tell what it has
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -45,8 +46,9 @@ class _Started:
     outcome: Any
     """Reference to how it ended."""
     place: Any
-    """Reference to where it is; answered when Ray has found it a node."""
+    """Reference to where it is; answered when Ray has found it a node. None: not asked."""
     where: str = "queued"
+    asked: float = 0.0
     cancelled: bool = False
 
 
@@ -200,17 +202,17 @@ class RayLauncher:
         return f"its worker is gone: {_line(error)}" if where != "queued" else f"never ran: {_line(error)}"
 
     def _place(self) -> None:
-        """See which queued jobs Ray has found a node for."""
-        queued = {started.place: started for started in self._started.values() if started.where == "queued"}
-        asked = {started.place: started for started in self._started.values() if started.where != "queued"}
-        everything = {**queued, **asked}
-        if not everything:
-            return
-        ready, _ = self._ray.wait(list(everything), num_returns=len(everything), timeout=0)
+        """See where jobs are that have no process yet."""
+        now = time.monotonic()
+        asked = {one.place: one for one in self._started.values() if one.place is not None}
+        ready = self._ray.wait(list(asked), num_returns=len(asked), timeout=0)[0] if asked else []
         for reference in ready:
-            started = everything[reference]
+            started = asked[reference]
+            started.place, started.asked = None, now
             with contextlib.suppress(self._ray.exceptions.RayError):  # `poll` tells of it
                 started.where = str(self._ray.get(reference))
+        for started in self._started.values():
+            if started.place is None and ", process " not in started.where and now - started.asked > ASK_S:
                 started.place = started.actor.place.remote()
 
     def _check_size(self, job: Job) -> None:

@@ -56,7 +56,7 @@ def attempts(job: Job) -> list[int]:
     return sorted({int(line.split()[1]) for line in (job.folder / "record").read_text().splitlines()})
 
 
-def drive(launcher: Launcher, jobs: Sequence[Job], tick: Callable[[], None], within_s: float = 60.0) -> list[Ended]:
+def drive(launcher: Launcher, jobs: Sequence[Job], tick: Callable[[], None], within_s: float = 120.0) -> list[Ended]:
     """The least that a runner does: start what has not ended well, again where it was lost or interrupted."""
     waiting, tries = {job.id: job for job in jobs}, Counter[str]()
     everything = dict(waiting)

@@ -29,11 +29,11 @@ from tests.benchmarks.launchers.counting import alive, attempts, counted, counti
 pytest.importorskip("ray")
 
 STORE = 80_000_000
-FAST = {  # a node that does not answer is given up after about 4 s, not 30
+FAST = {  # a node that does not answer is given up after some seconds
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_failure_threshold": "5",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AUTH_MODE": "disabled",
@@ -135,7 +135,7 @@ def test_a_cluster_of_ones_own_comes_and_goes(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         env=environment | {"TMPDIR": folder, "PYTHONPATH": str(Path(__file__).parents[3])},
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [["job", "done", ""]]
@@ -164,7 +164,7 @@ def test_gpu_shares_refusals_and_cancelling(nodes: Nodes, launcher: RayLauncher,
     ends: dict[str, Ended] = {}
 
     def until(what: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 120
         while not what():
             assert time.monotonic() < deadline, (ends, launcher.running())
             ends.update({end.job: end for end in launcher.poll()})
@@ -177,7 +177,7 @@ def test_gpu_shares_refusals_and_cancelling(nodes: Nodes, launcher: RayLauncher,
     running = [job for job in shared if job is not queued]
     assert launcher.running()[queued.id] == "queued"
     for job in running:
-        assert launcher.running()[job.id].partition(", process ")[2].isdecimal()
+        until(lambda job=job: launcher.running()[job.id].partition(", process ")[2].isdecimal())  # type: ignore[misc]
         assert first(job)["gpus"] == "0"
         assert on(nodes.spares[0], [job])
     for job in (queued, *running):

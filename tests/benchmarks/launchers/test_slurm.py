@@ -52,7 +52,7 @@ def calls(cluster: ModuleType, command: str) -> int:
     return sum(line.split()[0] == command for line in lines)
 
 
-def until(what: Callable[[], object], within_s: float = 30.0) -> None:
+def until(what: Callable[[], object], within_s: float = 90.0) -> None:
     deadline = time.monotonic() + within_s
     while not what():
         assert time.monotonic() < deadline
