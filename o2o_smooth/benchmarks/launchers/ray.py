@@ -36,6 +36,7 @@ ASK_S = 0.5  # between questions to a job that has no process yet
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 WAIT_S = 60.0  # for the first node of a cluster to tell what it has
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+LEAN = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}  # of a cluster of one's own
 STORE_BYTES = 80_000_000  # of a cluster of one's own: jobs pass nothing through it
 
 
@@ -84,7 +85,7 @@ class RayLauncher:
     ) -> None:
         if address is not None and (cpus is not None or gpus is not None):
             raise LaunchError("cpus and gpus are those of a Ray cluster started here; leave them out with an address")
-        for name, value in QUIET.items():
+        for name, value in {**QUIET, **(LEAN if address is None else {})}.items():
             os.environ.setdefault(name, value)
         if importlib.util.find_spec("ray") is None:
             raise LaunchError("the launcher ray needs Ray: pip install 'o2o_smooth[ray]'")
