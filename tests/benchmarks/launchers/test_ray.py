@@ -158,9 +158,7 @@ def test_gpu_shares_refusals_and_cancelling(nodes: Nodes, launcher: RayLauncher,
     sees = (sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'])")
     shared = [counting_job(tmp_path, f"shared-{number}", UNITS, gpus=0.5) for number in range(3)]
     plain = dataclasses.replace(counting_job(tmp_path, "plain", 1), command=sees)
-    with pytest.raises(
-        LaunchError, match=r"big asks for 3 cores, which no node .* has: .*2 cores, 1 GPUs"
-    ):
+    with pytest.raises(LaunchError, match=r"big asks for 3 cores, which no node .* has: .*2 cores, 1 GPUs"):
         launcher.start(dataclasses.replace(plain, id="big", cpus=3))
     with pytest.raises(LaunchError, match="shares one GPU, or gives whole ones"):
         launcher.start(dataclasses.replace(plain, id="odd", gpus=1.5))
