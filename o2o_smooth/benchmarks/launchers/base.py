@@ -6,6 +6,7 @@ where there is nothing left to do. So a launcher never has to know whether work 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ goes on when started again. `lost`: it was killed, or its machine went away. `fa
 attempt would only repeat."""
 
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)  # the program's own doing
+TERMINATED = (128 + signal.SIGTERM, 128 + signal.SIGINT)  # how a shell tells of a signal
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,25 @@ class Ended:
     """Machine and process, for people."""
     detail: str = ""
     """Why, in a line, where it is known: a signal's name, a lost node, an exit code."""
+
+
+def outcome_of(code: int, *, stopped: bool = False) -> tuple[Outcome, str]:
+    """Outcome and detail of an attempt whose command has ended by itself or of a signal.
+
+    Args:
+        code: Exit code; negative: minus the number of a signal, as `subprocess` has it.
+        stopped: It had been asked to stop: then dying of that is an interruption.
+    """
+    if code == 0:
+        return "done", ""
+    if code == INTERRUPTED:
+        return "interrupted", "stopped in good order"
+    if stopped and (code in TERMINATED or code in (-signal.SIGTERM, -signal.SIGINT)):
+        return "interrupted", "stopped by SIGTERM"
+    if code > 0:
+        return "failed", f"exit code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return ("failed", f"crashed with {name}") if -code in CRASHES else ("lost", f"killed by {name}")
 
 
 class Launcher(Protocol):

@@ -1,0 +1,396 @@
+"""Jobs as batch jobs of Slurm, through submitit.
+
+Each job is one batch job whose process runs a minder (minder.py); the minder's record in the job's folder tells how the
+command ended, Slurm's state tells the rest. `slurm.json` in the job's folder keeps the batch job's number, so that a
+runner that is started again finds its queued and running jobs and submits nothing twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from o2o_smooth.benchmarks.launchers import lease
+from o2o_smooth.benchmarks.launchers.base import Ended, Job, Outcome
+from o2o_smooth.benchmarks.launchers.minder import Order
+from o2o_smooth.benchmarks.launchers.worker import Worker, judged, order_for
+from o2o_smooth.errors import LaunchError
+from o2o_smooth.files import written_whole
+
+RECORD = "slurm.json"
+TOOLS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
+COMMAND_S = 60.0  # for squeue and the like to answer
+MARGIN_S = 30  # between the end of the grace and Slurm's own kill
+REQUEUES = 1000  # after time limits; each goes on where the last one stopped
+PASSING = ("limit", "socket timed out", "unable to contact", "temporarily", "try again", "connection")
+"""Words of sbatch's errors that pass by themselves."""
+OVER: dict[str, tuple[Outcome, str]] = {
+    "BOOT_FAIL": ("lost", "its node did not boot"),
+    "COMPLETED": ("lost", "it ended without a record of how"),
+    "DEADLINE": ("failed", "Slurm's deadline for it has passed"),
+    "FAILED": ("failed", "it failed before its command began"),
+    "GONE": ("lost", "Slurm knows nothing of it any more"),
+    "NODE_FAIL": ("lost", "its node failed"),
+    "OUT_OF_MEMORY": ("failed", "out of memory: ask for more"),
+    "PREEMPTED": ("lost", "preempted"),
+    "REVOKED": ("lost", "taken back by Slurm"),
+    "TIMEOUT": ("interrupted", "its time limit has passed"),
+}
+"""States in which a batch job stays, and what they mean where the minder has not told."""
+
+
+class SlurmTask:
+    """What a batch job runs on its node; submitit calls `checkpoint` when the job is preempted or its time is up.
+
+    Args:
+        order: What to run.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self._worker: Worker | None = None
+
+    def __call__(self) -> dict[str, Any]:
+        """Run the command; how it ended."""
+        order = dataclasses.replace(self.order, via=f"Slurm job {os.environ.get('SLURM_JOB_ID', '')}")
+        self._worker = Worker(order)
+        return self._worker.outcome()
+
+    def checkpoint(self) -> Any:
+        """Stop the command in good order; what the requeued job runs."""
+        if self._worker is not None:
+            self._worker.stop(self.order.grace_s)
+            self._worker.outcome()
+        submitit: Any = importlib.import_module("submitit")
+        return submitit.helpers.DelayedSubmission(SlurmTask(self.order))
+
+
+class _Passing(Exception):
+    """Slurm cannot take a job, or tell of it, just now."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    """Contents of slurm.json."""
+
+    name: str
+    """Of the batch job: to find one that was submitted when the runner was killed before it had the number."""
+    token: str
+    """Of its attempts."""
+    command: str
+    """Hash of the command and what it needs."""
+    number: str | None = None
+    """Of the batch job."""
+    reported: bool = False
+    """The runner has been told how it ended."""
+    cancelled: bool = False
+
+
+@dataclass
+class _Submitted:
+    job: Job
+    record: _Record
+    over_since: float | None = None
+    """When it was first seen to be over, seconds of the monotonic clock."""
+
+
+class SlurmLauncher:
+    """Submits jobs to Slurm.
+
+    Args:
+        partition: Slurm's partition; default: the cluster's.
+        time_min: Time limit of a batch job, minutes; a job that needs longer is requeued and goes on.
+        memory_gb: Memory of jobs that do not say what they need; default: the partition's.
+        sbatch: Further options of sbatch by their long names: `account`, `qos`, `constraint`, `gres`, ...
+        setup: Lines of shell before the command: `module load ...`.
+        max_jobs: Batch jobs at a time, queued ones too.
+        keep: Leave queued and running batch jobs alone on `close`; a runner started again finds them.
+        poll_s: How often Slurm is asked.
+        settle_s: How long the record of a batch job that is over may take to be seen from here.
+        grace_s: From SIGTERM to SIGKILL; at a time limit or preemption too, where Slurm's own grace allows it.
+        lease_s: Time without a sign after which an attempt on a lost node counts as dead.
+
+    Raises:
+        LaunchError: Submitit is not installed, or Slurm's commands are not here.
+    """
+
+    name = "slurm"
+
+    def __init__(
+        self,
+        partition: str | None = None,
+        *,
+        time_min: int = 240,
+        memory_gb: float | None = None,
+        sbatch: Mapping[str, str | int | bool] | None = None,
+        setup: Sequence[str] = (),
+        max_jobs: int = 200,
+        keep: bool = False,
+        poll_s: float = 10.0,
+        settle_s: float = 60.0,
+        grace_s: float = 60.0,
+        lease_s: float = lease.LEASE_S,
+    ) -> None:
+        try:
+            self._submitit: Any = importlib.import_module("submitit")
+        except ImportError as error:
+            raise LaunchError("the launcher slurm needs submitit: pip install 'o2o_smooth[slurm]'") from error
+        missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+        if missing:
+            raise LaunchError(f"the launcher slurm needs Slurm's {', '.join(missing)}; start it on a login node")
+        self.time_min, self.max_jobs, self.keep = time_min, max_jobs, keep
+        self.poll_s, self.settle_s, self.grace_s, self.lease_s = poll_s, settle_s, grace_s, lease_s
+        self._gres = "gres" in (sbatch or {})  # how GPUs are asked for is the user's business then
+        self._memory = None if memory_gb is None else math.ceil(memory_gb * 1024)
+        self._parameters = {
+            "partition": partition,
+            "time": time_min,
+            "setup": list(setup) or None,
+            "signal_delay_s": math.ceil(grace_s) + MARGIN_S,
+            "stderr_to_stdout": True,
+            "additional_parameters": {"requeue": True, **(sbatch or {})},
+        }
+        self._submitted: dict[str, _Submitted] = {}
+        self._later: list[Job] = []
+        self._dropped: list[Ended] = []
+        self._states: dict[str, str] = {}
+        self._asked = -math.inf
+
+    def room_for(self, job: Job) -> bool:
+        """See `Launcher`: fewer than `max_jobs` are at the cluster."""
+        return not self._later and len(self._submitted) < self.max_jobs
+
+    def start(self, job: Job) -> None:
+        """See `Launcher`; where an earlier runner has submitted the same job, that one goes on."""
+        if job.id in self._submitted or any(one.id == job.id for one in self._later):
+            raise LaunchError(f"job {job.id} is already started")
+        self._start(job)
+
+    def _start(self, job: Job) -> None:
+        try:
+            self._start_now(job)
+        except _Passing:  # the next call of `poll` tries again
+            self._later.append(job)
+
+    def _start_now(self, job: Job) -> None:
+        record = _read(job)
+        if record is not None and not record.reported:
+            record = self._found(job, record)
+            if record is not None and record.command == _hash(job):
+                self._submitted[job.id] = _Submitted(job, record)
+                self._asked = -math.inf
+                return
+            if record is not None:  # it asks for something else now
+                self._scancel(record)
+        self._submitted[job.id] = _Submitted(job, self._submit(job))
+
+    def running(self) -> dict[str, str]:
+        """See `Launcher`."""
+        self._ask()
+        at_cluster = {name: self._where(submitted) for name, submitted in self._submitted.items()}
+        return at_cluster | {job.id: "queued" for job in self._later}
+
+    def poll(self) -> list[Ended]:
+        """See `Launcher`."""
+        if not self._ask():
+            return []
+        later, self._later = self._later, []
+        ended, self._dropped = self._dropped, []
+        for job in later:
+            try:
+                self._start(job)
+            except LaunchError as error:
+                ended.append(Ended(job.id, "failed", "queued", str(error)))
+        for submitted in list(self._submitted.values()):
+            judgement = self._judge(submitted)
+            if judgement is None:
+                continue
+            where = self._where(submitted)
+            del self._submitted[submitted.job.id]
+            _write(submitted.job, dataclasses.replace(submitted.record, reported=True))
+            ended.append(Ended(submitted.job.id, *judgement[:1], where, judgement[1]))
+        return ended
+
+    def cancel(self, job: str) -> None:
+        """See `Launcher`: through a file in the job's folder, which its minder looks for every other second."""
+        submitted = self._submitted.get(job)
+        if submitted is None:  # `poll` tells of those that still wait to be submitted
+            self._dropped += [Ended(job, "interrupted", "queued", "stopped") for one in self._later if one.id == job]
+            self._later = [one for one in self._later if one.id != job]
+            return
+        submitted.record = dataclasses.replace(submitted.record, cancelled=True)
+        _write(submitted.job, submitted.record)
+        self._stop_by_file(submitted.job, submitted.record)
+        self._asked = -math.inf
+        self._ask()
+        if self._state(submitted.record) == "PENDING":
+            self._scancel(submitted.record)
+
+    def close(self, grace_s: float = 10.0) -> None:
+        """See `Launcher`; with `keep` nothing is stopped."""
+        if self.keep:
+            return
+        self._later.clear()
+        for job in self._submitted:
+            self.cancel(job)
+        until = time.monotonic() + grace_s
+        while self._submitted and time.monotonic() < until:
+            time.sleep(min(1.0, self.poll_s))
+            self._asked = -math.inf
+            self.poll()
+        for submitted in self._submitted.values():
+            self._scancel(submitted.record)
+
+    def _submit(self, job: Job) -> _Record:
+        order = order_for(job, via="Slurm", grace_s=self.grace_s, lease_s=self.lease_s, environment={}, detach=False)
+        record = _Record(f"o2o-{job.id[:40]}-{order.token[:8]}", order.token, _hash(job))
+        _write(job, record)  # before it is submitted: a runner that is killed now finds it by its name
+        memory = self._memory if job.memory is None else math.ceil(job.memory / 2**20)
+        parameters = {
+            **self._parameters,
+            "job_name": record.name,
+            "cpus_per_task": job.cpus,
+            "gpus_per_node": math.ceil(job.gpus) if job.gpus and not self._gres else None,
+            "mem": None if memory is None else f"{memory}M",
+        }
+        executor = self._submitit.SlurmExecutor(job.folder.absolute() / "slurm", max_num_timeout=REQUEUES)
+        try:
+            executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
+            submitted = executor.submit(SlurmTask(order))
+        except Exception as error:  # what sbatch says comes as one of submitit's own kinds
+            if any(word in str(error).lower() for word in PASSING):
+                raise _Passing from error
+            raise LaunchError(f"Slurm does not take job {job.id}: {_line(error)}") from error
+        record = dataclasses.replace(record, number=str(submitted.job_id))
+        _write(job, record)
+        return record
+
+    def _found(self, job: Job, record: _Record) -> _Record | None:
+        """The record with its number; None: it never came to be submitted."""
+        if record.number is not None:
+            return record
+        number = _run("squeue", "--noheader", "--name", record.name, "--format", "%i")
+        if number is None:
+            raise _Passing
+        if number.split():
+            record = dataclasses.replace(record, number=number.split()[0])
+            _write(job, record)
+            return record
+        return record if lease.last_of(job.folder, record.token) is not None else None
+
+    def _judge(self, submitted: _Submitted) -> tuple[Outcome, str] | None:
+        """How it ended; None: it has not, or not yet for good."""
+        record, job = submitted.record, submitted.job
+        attempt = lease.last_of(job.folder, record.token)
+        told = None if attempt is None or attempt.ended is None else judged(attempt.ended)
+        if told is not None and told[0] in ("done", "failed"):
+            return told
+        state = self._state(record)
+        if state != "CANCELLED" and state not in OVER:
+            submitted.over_since = None  # also of a command that was interrupted: Slurm has requeued it
+            return None
+        if state == "OUT_OF_MEMORY":
+            return OVER[state]
+        if state == "CANCELLED" and not record.cancelled:
+            return "failed", "cancelled with scancel, not by the runner"
+        if told is not None:
+            return told
+        if submitted.over_since is None:
+            submitted.over_since = time.monotonic()
+        if record.cancelled and state in ("CANCELLED", "GONE"):
+            return "interrupted", "stopped"
+        if time.monotonic() - submitted.over_since < self.settle_s:
+            return None  # a file system shows what others write with some delay
+        outcome, detail = OVER[state]
+        return outcome, f"{detail} (Slurm: {state}; {job.folder / 'slurm'} has its output)"
+
+    def _where(self, submitted: _Submitted) -> str:
+        record = submitted.record
+        attempt = lease.last_of(submitted.job.folder, record.token)
+        if attempt is not None and attempt.begun and not (attempt.ended and self._state(record) == "PENDING"):
+            return f"{attempt.begun['host']}, process {attempt.begun['pid']}, Slurm job {record.number}"
+        return "queued" if self._state(record) in ("PENDING", "UNKNOWN") else f"Slurm job {record.number}"
+
+    def _state(self, record: _Record) -> str:
+        if record.number is None:
+            return "GONE"
+        state = self._states.get(record.number, "UNKNOWN")
+        return {"REQUEUED": "PENDING", "REQUEUE_HOLD": "PENDING"}.get(state, state)
+
+    def _ask(self) -> bool:
+        """Ask Slurm for the states of our jobs, not too often; whether it was asked."""
+        if time.monotonic() - self._asked < self.poll_s:
+            return False
+        self._asked = time.monotonic()
+        numbers = [one.record.number for one in self._submitted.values() if one.record.number is not None]
+        if not numbers:
+            return True
+        found = dict[str, str]()
+        told = _run("sacct", "-X", "-o", "JobID,State,NodeList", "--parsable2", "-j", ",".join(numbers))
+        if told is not None:
+            rows = self._submitit.slurm.slurm.SlurmInfoWatcher().read_info(told)
+            found = {number: row["State"].split()[0] for number, row in rows.items() if row.get("State")}
+        if any(number not in found for number in numbers):  # no accounting here, or it is late
+            queue = _run("squeue", "--noheader", "--me", "--format", "%i|%T")
+            if queue is None:
+                numbers = [number for number in numbers if number in found]  # nothing is known of the others
+            else:
+                found = dict(line.split("|") for line in queue.split()) | found
+        self._states |= {number: found.get(number, "GONE") for number in numbers}
+        return True
+
+    def _stop_by_file(self, job: Job, record: _Record) -> None:
+        folder = job.folder / lease.FOLDER
+        folder.mkdir(exist_ok=True)
+        lease.ask_to_stop(folder, record.token)
+
+    def _scancel(self, record: _Record) -> None:
+        if record.number is not None:
+            _run("scancel", record.number)
+
+
+def _run(*command: str) -> str | None:
+    """What a command prints; None where it cannot be had."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _hash(job: Job) -> str:
+    asked = [job.command, job.cpus, job.gpus, job.memory, sorted(job.environment.items())]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def _read(job: Job) -> _Record | None:
+    path = job.folder / RECORD
+    try:
+        return _Record(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise LaunchError(
+            f"{path} is broken, and job {job.id} may be in the queue: see squeue --me, scancel it, remove the file"
+        ) from error
+
+
+def _write(job: Job, record: _Record) -> None:
+    with written_whole(job.folder / RECORD) as path:
+        path.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "error" in line.lower()] or lines
+    return telling[-1] if telling else type(error).__name__
