@@ -1,10 +1,7 @@
-"""Leaderboards: every metric by task and agent, and over the tasks of an agent.
+"""Leaderboards of one task and agent, a metric each.
 
-Per task an arm's mean has the report's interval and its difference from the baseline is paired by seed, which share
-their pretraining. Over tasks the level is the interquartile mean of runs x tasks and the difference the mean over tasks
-of the paired differences, both with a stratified percentile bootstrap; since that is too narrow for few seeds, a
-difference over tasks is significant only where flipping the signs of all pairs says so too. What counts as noise and
-what is refused are the report's rules (`stability.verdict`).
+An arm's mean has the report's interval, and its difference from the baseline is paired by seed, for the arms of a seed
+share their pretraining. What counts as noise and what is refused are the report's rules (`stability.verdict`).
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from o2o_smooth.benchmarks.results_study import Group
 from o2o_smooth.errors import O2OError
@@ -21,31 +17,29 @@ from o2o_smooth.stability.arms import Arm
 from o2o_smooth.stability.compared import METRICS, Column, Comparison, Metric, Row, Settings
 from o2o_smooth.stability.comparison import compare
 from o2o_smooth.stability.intervals import FEW_SEEDS, Interval, PairedDifference, interval, paired_difference
-from o2o_smooth.stability.report import DROP_MARGIN
-from o2o_smooth.stability.statistics import improvement_interval, iqm, stratified_bootstrap, task_mean
+from o2o_smooth.stability.statistics import improvement_interval, iqm, stratified_bootstrap
 from o2o_smooth.stability.verdict import Effect, word
 
-FloatArray = NDArray[np.float64]
 BySeed = Mapping[int, float]
 
 RECOVERY = Metric("recovery", "Recovery", higher_is_better=False)
 """Share of the budget until the score was back, cut at 1 where it never was (a restricted time); 0: nothing lost."""
 
-_BY_KEY = {metric.key: metric for metric in METRICS}
+BY_KEY = {metric.key: metric for metric in METRICS}
+"""The report's metrics."""
+
 BOARDS = (
-    _BY_KEY["final"],
-    _BY_KEY["dip_depth"],
-    _BY_KEY["dip_area"],
+    BY_KEY["final"],
+    BY_KEY["dip_depth"],
+    BY_KEY["dip_area"],
     RECOVERY,
-    _BY_KEY["regret"],
-    _BY_KEY["late_collapse"],
+    BY_KEY["regret"],
+    BY_KEY["late_collapse"],
 )
 """What has a leaderboard, in order."""
 
 ON_DIPS = ("dip_depth", "dip_area", "recovery")
 """What says nothing where a verdict on the dip is refused."""
-
-_WITH_MARGIN = ("dip_depth", "final")  # metrics of single evaluations, for which the margin stands in for an A/A pair
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +57,7 @@ class Line:
     iqm: Interval
     """Interquartile mean, with a stratified bootstrap."""
     difference: PairedDifference | None
-    """From the baseline over common seeds, and for the mean over tasks; None for the baseline or without common seeds."""
+    """From the baseline, over common seeds; None for the baseline, or where there are none."""
     effect: Effect | None
     """The same beside its noise, as verdicts take it."""
     improvement: Interval | None
@@ -110,24 +104,6 @@ class GroupResult:
     """As the report makes it."""
     boards: tuple[Board, ...]
     """By metric; without those that the unit does not have."""
-
-
-@dataclass(frozen=True, eq=False)
-class Across:
-    """An agent over tasks whose scores may stand in one table."""
-
-    agent: str
-    """As the suite calls it."""
-    provenance: str
-    """Of the offline data of all its tasks."""
-    tasks: tuple[str, ...]
-    """Those that every arm below has completed seeds of."""
-    boards: tuple[Board, ...]
-    """By metric."""
-    finals: Mapping[str, Mapping[str, FloatArray]]
-    """By arm and task: final scores, for profiles."""
-    notes: tuple[str, ...]
-    """What is left out, and why."""
 
 
 def compare_groups(groups: Sequence[Group]) -> tuple[list[GroupResult], dict[str, str]]:
@@ -196,13 +172,13 @@ def _group_board(comparison: Comparison, metric: Metric) -> Board | None:
                 iqm=stratified_bootstrap({"": list(own.values())}, iqm),
                 difference=difference,
                 effect=effect,
-                improvement=_improvement({"": own}, {"": levels[base.arm.name]}, metric) if effect else None,
-                null=_null(column, metric),
+                improvement=improvement({"": own}, {"": levels[base.arm.name]}, metric) if effect else None,
+                null=null_of(column, metric),
                 says=word(effect, higher_is_better=metric.higher_is_better, judged=judged) if effect else "",
                 censored=sum(row.measured.metrics.recovery_censored for row in column.rows),
             )
         )
-    return Board(metric, base.arm.name, _ranked(lines, metric), aa)
+    return Board(metric, base.arm.name, ranked(lines, metric), aa)
 
 
 def paired(mine: BySeed, base: BySeed, metric: Metric) -> PairedDifference | None:
@@ -244,7 +220,7 @@ def _aa(arms: Mapping[str, Arm], levels: Mapping[str, BySeed]) -> float | None:
     return max(found, default=None)
 
 
-def _improvement(x: Mapping[str, BySeed], y: Mapping[str, BySeed], metric: Metric) -> Interval | None:
+def improvement(x: Mapping[str, BySeed], y: Mapping[str, BySeed], metric: Metric) -> Interval | None:
     """P(a run of x is better than one of y), over common seeds of common tasks."""
     sign = -1.0 if metric.higher_is_better is False else 1.0
     first: dict[str, list[float]] = {}
@@ -256,7 +232,7 @@ def _improvement(x: Mapping[str, BySeed], y: Mapping[str, BySeed], metric: Metri
     return improvement_interval(first, second, paired=True) if first else None
 
 
-def _null(column: Column, metric: Metric) -> float | None:
+def null_of(column: Column, metric: Metric) -> float | None:
     """The mean null dip or null area of an arm."""
     if metric.key == "dip_depth":
         return column.outcome.null_dip
@@ -267,159 +243,7 @@ def _null(column: Column, metric: Metric) -> float | None:
     return float(np.mean(known)) if len(known) == len(areas) else None
 
 
-def _ranked(lines: Sequence[Line], metric: Metric) -> tuple[Line, ...]:
+def ranked(lines: Sequence[Line], metric: Metric) -> tuple[Line, ...]:
     """The best first; equal ones in their order."""
     sign = -1.0 if metric.higher_is_better else 1.0
     return tuple(sorted(lines, key=lambda line: sign * (line.iqm.mean if line.mean is None else line.mean.mean)))
-
-
-# Over tasks
-
-
-def across_tasks(results: Sequence[GroupResult]) -> list[Across]:
-    """Every agent over its tasks that have reference scores and one provenance, where there are two at least."""
-    found: dict[tuple[str, str], list[GroupResult]] = {}
-    for result in results:
-        if result.comparison.unit != "score":
-            continue
-        kinds = {c.provenance for arm in result.group.arms for c in arm.curves} - {None}
-        key = (result.group.agent, " + ".join(sorted(map(str, kinds))) or "no offline data")
-        found.setdefault(key, []).append(result)
-    every = [_across(agent, kind, own) for (agent, kind), own in found.items() if len(own) > 1]
-    return [one for one in every if one is not None]
-
-
-def _across(agent: str, provenance: str, results: Sequence[GroupResult]) -> Across | None:
-    """One agent over several tasks; None where fewer than two have the baseline."""
-    names = [result.comparison.baseline.arm.name for result in results]
-    baseline = max(dict.fromkeys(names), key=names.count)
-    columns = {r.group.task: {c.arm.name: c for c in r.comparison.columns} for r in results}
-    notes = [
-        f"{task} is left out of the tables over tasks of {agent}: it has no completed {baseline}"
-        for task, own in columns.items()
-        if baseline not in own
-    ]
-    columns = {task: own for task, own in columns.items() if baseline in own}
-    if len(columns) < 2:
-        return None
-    arms: list[str] = []
-    for name in dict.fromkeys(name for own in columns.values() for name in own):
-        if lacking := [task for task, own in columns.items() if name not in own]:
-            where = ", ".join(lacking)
-            notes.append(f"{name} is left out of the tables over tasks of {agent}: it has no completed run on {where}")
-        else:
-            arms.append(name)
-    notes += _unequal(agent, arms, columns)
-    with_dips = {t: own for t, own in columns.items() if own[baseline].outcome.refusal != "random"}
-    if with_dips and (lost := [task for task in columns if task not in with_dips]):
-        notes.append(
-            f"Dips and recoveries of {agent} over tasks leave out {', '.join(lost)}: the score at the switch is within "
-            "noise of a random policy's, so there is nothing to lose"
-        )
-    boards = tuple(
-        _across_board(baseline, arms, with_dips or columns if metric.key in ON_DIPS else columns, metric)
-        for metric in BOARDS
-    )
-    finals = {
-        name: {task: np.array(list(values_of(own[name], _BY_KEY["final"]).values())) for task, own in columns.items()}
-        for name in arms
-    }
-    return Across(agent, provenance, tuple(columns), boards, finals, tuple(notes))
-
-
-def _unequal(agent: str, arms: Sequence[str], columns: Mapping[str, Mapping[str, Column]]) -> list[str]:
-    """What to say where arms or tasks do not have the same seeds."""
-    counts = {len(own[name].rows) for own in columns.values() for name in arms}
-    if len(counts) < 2:
-        return []
-    return [f"Seeds are not equal over the arms and tasks of {agent}: {min(counts)} to {max(counts)} of a cell"]
-
-
-def _across_board(
-    baseline: str, arms: Sequence[str], columns: Mapping[str, Mapping[str, Column]], metric: Metric
-) -> Board:
-    """One metric over tasks."""
-    levels = {name: {task: values_of(own[name], metric) for task, own in columns.items()} for name in arms}
-    aa = _across_aa(arms, columns, levels)
-    lines = []
-    for name in arms:
-        own = [columns[task][name] for task in columns]
-        base = [columns[task][baseline] for task in columns]
-        difference, effect = (None, None) if name == baseline else _across_effect(levels, name, baseline, metric, aa)
-        judged = metric.key not in ON_DIPS or not any(c.outcome.refusal for c in (*own, *base))
-        nulls = [_null(column, metric) for column in own]
-        known = [value for value in nulls if value is not None]
-        lines.append(
-            Line(
-                arm=name,
-                role=own[0].arm.role,
-                n=sum(map(len, levels[name].values())),
-                mean=None,
-                iqm=stratified_bootstrap({task: list(v.values()) for task, v in levels[name].items()}, iqm),
-                difference=difference,
-                effect=effect,
-                improvement=_improvement(levels[name], levels[baseline], metric) if effect else None,
-                null=float(np.mean(known)) if known and len(known) == len(nulls) else None,
-                says=word(effect, higher_is_better=metric.higher_is_better, judged=judged) if effect else "",
-                censored=sum(row.measured.metrics.recovery_censored for column in own for row in column.rows),
-            )
-        )
-    return Board(metric, baseline, _ranked(lines, metric), aa)
-
-
-Levels = Mapping[str, Mapping[str, BySeed]]
-
-
-def _pairs(levels: Levels, name: str, other: str) -> dict[str, list[float]]:
-    """By task, the differences of two arms over common seeds."""
-    found = {}
-    for task, mine in levels[name].items():
-        base = levels[other][task]
-        if common := sorted(mine.keys() & base.keys()):
-            found[task] = [mine[seed] - base[seed] for seed in common]
-    return found
-
-
-def _across_aa(arms: Sequence[str], columns: Mapping[str, Mapping[str, Column]], levels: Levels) -> float | None:
-    """The A/A difference over tasks: the same mean over tasks as that of an effect, of the pair."""
-    found = []
-    for name in arms:
-        twins = {own[name].arm.twin_of for own in columns.values()}
-        other = twins.pop() if len(twins) == 1 else None
-        if other in levels and (pairs := _pairs(levels, name, str(other))):
-            found.append(abs(task_mean(pairs)))
-    return max(found, default=None)
-
-
-def _across_effect(
-    levels: Levels, name: str, baseline: str, metric: Metric, aa: float | None
-) -> tuple[PairedDifference | None, Effect]:
-    """The mean over tasks of the paired differences, and what verdicts take of it."""
-    pairs = _pairs(levels, name, baseline)
-    if aa is not None:
-        noise = aa
-    else:
-        noise = DROP_MARGIN if metric.key in _WITH_MARGIN else 0.0
-    if not pairs:
-        return None, Effect(0.0, 0.0, 0.0, 0, 0, 0, significant=False, noise=noise, aa=aa)
-    found = stratified_bootstrap(pairs, task_mean)
-    pooled = np.concatenate([np.array(values) for values in pairs.values()])
-    flipped = paired_difference(
-        pooled, np.zeros(len(pooled)), method="sign_flip", higher_is_better=metric.higher_is_better is not False
-    )
-    significant = flipped.significant and not found.low <= 0 <= found.high
-    up, down = int((pooled > 0).sum()), int((pooled < 0).sum())
-    difference = PairedDifference(
-        mean=found.mean,
-        low=found.low,
-        high=found.high,
-        n=len(pooled),
-        better=flipped.better,
-        p_value=flipped.p_value,
-        method=found.method,
-        warning=found.warning,
-        confidence=found.confidence,
-        significant=significant,
-    )
-    effect = Effect(found.mean, found.low, found.high, len(pooled), up, down, significant, noise=noise, aa=aa)
-    return difference, effect

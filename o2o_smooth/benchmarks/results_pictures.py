@@ -18,7 +18,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from o2o_smooth.benchmarks.results_boards import Across, Board, GroupResult, Line
+from o2o_smooth.benchmarks.results_across import Across
+from o2o_smooth.benchmarks.results_boards import Board, GroupResult, Line
 from o2o_smooth.stability.compared import Comparison
 from o2o_smooth.stability.lettering import GREY, INK, LABEL_SIZE, headings
 from o2o_smooth.stability.panels import bands, spread_figure
@@ -48,7 +49,7 @@ class Picture:
     kind: str
     """`overview`, `curves`, `dips`, `board`, `profile` or `scatter`."""
     about: str
-    """The label of its group, or its agent."""
+    """The label of its group, or agent and provenance over tasks; empty for all."""
 
 
 def file_name(*parts: str) -> str:
@@ -93,14 +94,14 @@ def draw_all(results: Sequence[GroupResult], across: Sequence[Across], folder: P
         put(
             board_figure(one.boards, colours, title=f"{one.agent} over {len(one.tasks)} tasks", iqm=True),
             "board",
-            one.agent,
+            f"{one.agent}, {one.provenance}",
             f"Leaderboards over tasks ({words}): interquartile means with 95 % stratified bootstraps.",
             *parts,
         )
         put(
             profile_figure(one, colours),
             "profile",
-            one.agent,
+            f"{one.agent}, {one.provenance}",
             f"Share of runs whose final score exceeds a threshold ({words}), with intervals at each threshold.",
             *parts,
         )

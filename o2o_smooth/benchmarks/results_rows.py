@@ -53,9 +53,7 @@ RUN_FIELDS = (
     Field("dip_depth_relative", "float", "the same as a share of J0 - random"),
     Field("dip_area", "float", "mean of max(0, J0 - J) over the budget"),
     Field("dip_time_steps", "float", "environment steps to the minimum"),
-    Field(
-        "recovery_steps", "float", "environment steps until it is back; 0: nothing was lost; empty: never (censored)"
-    ),
+    Field("recovery_steps", "float", "environment steps until it is back; 0: nothing lost; empty: never (censored)"),
     Field("recovery_censored", "bool", "it was not seen to come back within the budget"),
     Field("late_collapse", "float", "best score seen minus the final one"),
     Field("final", "float", "last evaluation within the budget"),
@@ -235,7 +233,7 @@ def _described(one: SeedRun, rate: Mapping[str, float]) -> Row:
     versions = manifest.get("versions") or {}
     population = manifest.get("population") or {}
     hyper = manifest.get("hyper") or {}
-    after = curve.episodes[1:] if curve is not None and curve.episodes is not None else []
+    after = [] if curve is None or curve.episodes is None else curve.episodes[1:].tolist()
     return {
         "task": one.run.task,
         "agent": one.run.agent,
@@ -289,7 +287,7 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def write_table(stem: Path, fields: Sequence[Field], rows: Sequence[Row]) -> list[Path]:
+def write_table(stem: Path, fields: Sequence[Field], rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Write `STEM.csv`, and `STEM.parquet` where pyarrow is installed; returns what was written.
 
     A Parquet file of an earlier call that cannot be replaced is removed, for it would tell of other rows.

@@ -220,9 +220,11 @@ def _state(study: Study, run: StudyRun) -> tuple[Status, str, Mapping[str, Any]]
     problem = ""
     if (run.folder / "manifest.json").exists():
         try:
-            manifest = read_manifest(run.folder)
-            if not isinstance(manifest, dict) or not isinstance(manifest.get("config"), dict):
-                manifest, problem = {}, "its manifest.json holds no settings"
+            content: Any = read_manifest(run.folder)
+            if isinstance(content, dict) and isinstance(content.get("config"), dict):
+                manifest = content
+            else:
+                problem = "its manifest.json holds no settings"
         except O2OError as error:
             problem = _short(str(error))
     status = manifest.get("status")

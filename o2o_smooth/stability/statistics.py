@@ -197,7 +197,8 @@ def stratified_bootstrap(
 
     Args:
         scores_by_task: By task.
-        statistic: From a list with a row of scores a task to a number: `iqm`, `optimality_gap`, `task_mean` (fast) or any.
+        statistic: From a list with a row of scores a task to a number: `iqm`, `optimality_gap`, `task_mean` (these are
+            fast) or any.
         seed: Of the resampling.
         confidence: Wanted share of such intervals that hold the true value.
         resamples: How often to draw.
