@@ -53,9 +53,9 @@ def write_results(study: Path, note: Callable[[str], None] | None = None) -> Non
     tell = note or print
     found = _find(study)
     root = found.study.root
-    for path in (root / PLOTS).glob("*.png"):  # of arms that may be gone
-        path.unlink(missing_ok=True)
     pictures = draw_all(found.results, found.across, root / PLOTS) if found.results else []
+    for path in set((root / PLOTS).glob("*.png")) - {picture.path for picture in pictures}:  # of arms that are gone
+        path.unlink(missing_ok=True)
     files = [
         *write_table(root / "results", RUN_FIELDS, found.rows),
         *write_table(root / "curves", CURVE_FIELDS, curve_rows(found.groups)),

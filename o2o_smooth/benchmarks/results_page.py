@@ -300,9 +300,9 @@ def _price(found: Findings) -> str:
     total = sum(float(row["wall_s"]) / max(1, int(row["members"] or 1)) for own in cells.values() for row in own)
     return (
         f"{table(header, rows, left=2)}\n\nIn all {total:,.0f} seconds of runs on "
-        f"{escape(', '.join(devices) or 'a device not on record')}, evaluations included and shared pretrainings not. A run's seconds are its share of the population it was "
-        "trained in; updates/s are those of the whole population after the switch (median), and of several arms in one "
-        "population the same."
+        f"{escape(', '.join(devices) or 'a device not on record')}, evaluations included and shared pretrainings not. "
+        "A run's seconds are its share of the population it was trained in; updates/s are those of the whole "
+        "population after the switch (median), and of several arms in one population the same."
     )
 
 
@@ -318,9 +318,9 @@ def _made(found: Findings) -> str:
     lines.append("* Seeds: " + listed_seeds([seed for run in study.runs for seed in run.seeds]))
     dips = ", ".join(m.label.lower() for m in BOARDS if m.key in ON_DIPS)
     lines.append(
-        f"* Words: a drop is a dip that exceeds its null dip by more than {DROP_MARGIN:g} points; noise is a difference "
-        "no larger than the A/A pair's; not decided: larger, but neither the test nor all seeds (three at least) "
-        f"agree; no verdict ({dips}): the score at the switch is within noise of random, or evaluation ends before "
+        f"* Words: a drop is a dip that exceeds its null dip by more than {DROP_MARGIN:g} points; noise is a "
+        "difference no larger than the A/A pair's; not decided: larger, but neither the test nor all seeds (three at "
+        f"least) agree; no verdict ({dips}): the score at the switch is within noise of random, or evaluation ends before "
         f"twice the ramp; {FEW}: 8 seeds or fewer. Recovery is a share of the budget, 1 where it never came."
     )
     return "\n".join(lines)
