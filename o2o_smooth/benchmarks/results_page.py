@@ -318,9 +318,9 @@ def _made(found: Findings) -> str:
     lines.append("* Seeds: " + listed_seeds([seed for run in study.runs for seed in run.seeds]))
     dips = ", ".join(m.label.lower() for m in BOARDS if m.key in ON_DIPS)
     lines.append(
-        f"* Words: a drop is a dip that exceeds its null dip by more than {DROP_MARGIN:g} points; noise is a "
-        "difference no larger than the A/A pair's; not decided: larger, but neither the test nor all seeds (three at "
-        f"least) agree; no verdict ({dips}): the score at the switch is within noise of random, or evaluation ends before "
-        f"twice the ramp; {FEW}: 8 seeds or fewer. Recovery is a share of the budget, 1 where it never came."
+        f"* Words: a drop is a dip that exceeds its null dip by more than {DROP_MARGIN:g} points. Noise: a difference "
+        "no larger than the A/A pair's. Not decided: larger, but neither the test nor all seeds (three at least) "
+        f"agree. No verdict ({dips}): the score at the switch is within noise of random, or evaluation ends before "
+        f"twice the ramp. {FEW}: 8 seeds or fewer. Recovery is a share of the budget, 1 where it never came."
     )
     return "\n".join(lines)
