@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,13 @@ def _status(found: Findings) -> str:
 def _notes(found: Findings) -> list[str]:
     notes = [f"{label} cannot be compared: {problem}." for label, problem in found.problems.items()]
     notes += unequal_seeds(found.groups)
+    names = [result.comparison.baseline.arm.name for result in found.results]
+    usual = max(dict.fromkeys(names), key=names.count, default="")
+    notes += [
+        f"{result.group.label}: the baseline is {name}, where elsewhere it is {usual}."
+        for result, name in zip(found.results, names, strict=True)
+        if name != usual
+    ]
     for result in found.results:
         notes += [
             f"{result.group.label}: {note}"
@@ -302,8 +310,22 @@ def _price(found: Findings) -> str:
         f"{table(header, rows, left=2)}\n\nIn all {total:,.0f} seconds of runs on "
         f"{escape(', '.join(devices) or 'a device not on record')}, evaluations included and shared pretrainings not. "
         "A run's seconds are its share of the population it was trained in; updates/s are those of the whole "
-        "population after the switch (median), and of several arms in one population the same."
+        f"population after the switch (median), and of several arms in one population the same.{_shared(found.study)}"
     )
+
+
+def _shared(study: Study) -> str:
+    """What the jobs took that runs share."""
+    took: dict[str, list[float]] = {}
+    for job in study.jobs.values():
+        try:
+            content = json.loads((study.root / "jobs" / job.id / "done.json").read_text(encoding="utf-8"))
+            took.setdefault(job.kind, []).append(float(content["wall_s"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    words = {"data": "making data", "pretrain": "pretrainings"}
+    told = [f"{words[k]} {sum(v):,.0f} seconds ({len(v)} jobs)" for k, v in took.items() if k in words]
+    return f" Beside these: {', '.join(told)}." if told else ""
 
 
 def _made(found: Findings) -> str:

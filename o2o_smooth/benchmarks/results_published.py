@@ -29,6 +29,7 @@ def published_section(found: Sequence[Agreement], tolerance: float = TOLERANCE) 
                 f"{one.published.text} ({one.published.source.seeds})",
                 interval_words(one),
                 f"**{one.answer}**" if one.answer == "outside" else one.answer,
+                escape(one.published.source.name),
             ]
             for one in alike
         ]
@@ -41,6 +42,7 @@ def published_section(found: Sequence[Agreement], tolerance: float = TOLERANCE) 
             "Published (seeds)",
             "Ours - theirs",
             "Agreement",
+            "Source",
         ]
         parts.append(table(header, rows, left=4))
         parts.append(

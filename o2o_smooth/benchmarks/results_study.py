@@ -61,6 +61,18 @@ class StudyRun:
 
 
 @dataclass(frozen=True)
+class StudyJob:
+    """What a worker does in one go."""
+
+    id: str
+    """Its folder under `jobs/`."""
+    kind: str
+    """`data`, `pretrain` or `arms`; empty where nobody wrote it down."""
+    needs: tuple[str, ...]
+    """Jobs that must be done before."""
+
+
+@dataclass(frozen=True)
 class Study:
     """A study as its folder describes it."""
 
@@ -78,6 +90,8 @@ class Study:
     """Of the source checkout, where there is one."""
     protocol: Mapping[str, Any] = field(default_factory=dict)
     """Steps, evaluations, episodes, seeds: as the suite says."""
+    jobs: Mapping[str, StudyJob] = field(default_factory=dict)
+    """By id; empty where the plan does not list them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +165,17 @@ def read_study(root: Path) -> Study:
         versions={str(k): str(v) for k, v in dict(content.get("versions") or {}).items()},
         commit=content.get("commit") or dict(content.get("versions") or {}).get("commit"),
         protocol=protocol if isinstance(protocol, dict) else {},
+        jobs=_jobs(content.get("jobs")),
     )
+
+
+def _jobs(listed: Any) -> dict[str, StudyJob]:
+    """The jobs of the plan; they explain what is missing, so a garbled list costs no more than that."""
+    rows = [row for row in listed or [] if isinstance(row, dict) and row.get("id")]
+    jobs = [
+        StudyJob(str(row["id"]), str(row.get("kind") or ""), tuple(map(str, row.get("needs") or ()))) for row in rows
+    ]
+    return {job.id: job for job in jobs}
 
 
 def _run(root: Path, path: Path, place: int, row: Any) -> StudyRun:
@@ -231,23 +255,42 @@ def _state(study: Study, run: StudyRun) -> tuple[Status, str, Mapping[str, Any]]
     if status == "completed":
         return "completed", "", manifest
     if failed or status == "failed":
-        return "failed", _failure(job / "failed.json") if failed else "the run stopped with an error", manifest
+        why = _failure(job / "failed.json", run.name) if failed else "the run stopped with an error"
+        return "failed", why, manifest
     if problem:
         return "broken", problem, manifest
     if done:
         return "broken", "its job is done, but the run folder is not complete", manifest
     if manifest:
         return "unfinished", "interrupted, or still running" if status == "running" else str(status), manifest
-    return "missing", "there is no run folder", manifest
+    return "missing", _blocked(study, run.job) or "there is no run folder", manifest
 
 
-def _failure(path: Path) -> str:
-    """What a job says of its failure, in a line."""
+def _blocked(study: Study, job: str) -> str:
+    """The job that has failed before this one, and how; empty where none has."""
+    waiting, seen = list(study.jobs[job].needs) if job in study.jobs else [], {job}
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        file = study.root / "jobs" / name / "failed.json"
+        if file.exists() and not file.with_name("done.json").exists():
+            return _short(f"it needs {name}, which failed: {_failure(file)}")
+        waiting += study.jobs[name].needs if name in study.jobs else ()
+    return ""
+
+
+def _failure(path: Path, run: str = "") -> str:
+    """What a job says of its failure, or of that of one of its runs, in a line."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "it failed, and its failed.json cannot be read"
     if isinstance(content, dict):
+        runs = content.get("runs")
+        if isinstance(runs, dict) and runs.get(run):
+            return _short(str(runs[run]))
         content = next((content[key] for key in ("error", "message", "reason") if content.get(key)), content)
     return _short(str(content))
 

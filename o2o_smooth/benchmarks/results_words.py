@@ -81,19 +81,19 @@ def _what_changed(results: Sequence[GroupResult]) -> str:
     clauses = [_arm_clause(name, own) for name, own in found.items()]
     if len(clauses) > 2 * MOST_NAMES:
         clauses = [*clauses[: 2 * MOST_NAMES], f"{len(clauses) - 2 * MOST_NAMES} more arms below"]
-    return f"Against the baseline, in pairs of task and agent: {_SEPARATOR.join(clauses)}."
+    return f"Against the baseline, in pairs of task and agent: {', '.join(clauses)}."
 
 
 _DIPS = {
-    "better": "made the dip smaller on {}",
+    "better": "smaller on {}",
     "worse": "deeper on {}",
-    "postponed": "only postponed it on {}",
-    "noise": "left it as it was on {}",
-    "undecided": "is not decided on {}",
-    "refused": "has no verdict on {}",
+    "postponed": "only postponed on {}",
+    "noise": "within noise on {}",
+    "undecided": "not decided on {}",
+    "refused": "no verdict on {}",
 }
 _FINALS = {
-    "final better": "ended higher on {}",
+    "final better": "higher on {}",
     "final worse": "lower on {}",
     "final noise": "within noise on {}",
     "final undecided": "not decided on {}",
@@ -116,8 +116,8 @@ def _arm_clause(name: str, own: Mapping[str, Sequence[str]]) -> str:
     dips = [words.format(len(own[key])) for key, words in _DIPS.items() if key in own]
     finals = [words.format(len(own[key])) for key, words in _FINALS.items() if key in own]
     worse = [label for key in ("worse", "final worse") for label in own.get(key, [])]
-    where = f" (worse on {_listed(list(dict.fromkeys(worse)), most=MOST_NAMES)})" if worse else ""
-    return f"{name} {', '.join(dips)}, and {', '.join(finals)}{where}"
+    where = f"; worse on {_listed(list(dict.fromkeys(worse)), most=MOST_NAMES)}" if worse else ""
+    return f"{name} (dip {', '.join(dips)}; final score {', '.join(finals)}{where})"
 
 
 def _unknown(results: Sequence[GroupResult], groups: Sequence[Group]) -> str:

@@ -131,9 +131,7 @@ def test_the_sentences_count_pairs_of_task_and_agent(study: Path) -> None:
     first, second, third = opening(found, groups)
     assert "dropped by more than noise on 1: maze / iql (3 of 3 seeds, by 33 points, 3 came back)" in first
     assert "it did not drop on 1 (calm / iql)" in first
-    assert (
-        "linear made the dip smaller on 1, left it as it was on 1, and ended higher on 1, within noise on 1" in second
-    )
+    assert "linear (dip smaller on 1, within noise on 1; final score higher on 1, within noise on 1)" in second
     assert "stay (the offline objective for ever)" in third
     assert "--" not in third  # flags of another command
 

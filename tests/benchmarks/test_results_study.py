@@ -90,6 +90,23 @@ def test_whatever_did_not_finish_is_named(tmp_path: Path) -> None:
     }
 
 
+def test_what_never_began_names_the_job_that_failed_before(tmp_path: Path) -> None:
+    entry = {"folder": "runs/a", "task": "m", "agent": "iql", "arm": "jump", "seeds": [0], "job": "arms"}
+    write_plan(tmp_path, [entry])
+    content = json.loads((tmp_path / "study.json").read_text())
+    needs = {"arms": ["pretrain"], "pretrain": ["data", "arms"], "data": []}
+    content["jobs"] = [{"id": job, "kind": job, "needs": own} for job, own in needs.items()]
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    assert reasons(tmp_path)["jump", 0] == ("missing", "there is no run folder")
+    (tmp_path / "jobs" / "data").mkdir(parents=True)
+    (tmp_path / "jobs" / "data" / "failed.json").write_text(json.dumps({"error": "no disk"}))
+    assert reasons(tmp_path)["jump", 0] == ("missing", "it needs data, which failed: no disk")
+    (tmp_path / "jobs" / "arms").mkdir()
+    failed = {"error": "1 of 2 runs failed", "runs": {"runs/a": "diverged"}}
+    (tmp_path / "jobs" / "arms" / "failed.json").write_text(json.dumps(failed))
+    assert reasons(tmp_path)["jump", 0] == ("failed", "diverged")
+
+
 def test_seeds_of_an_arm_may_lie_in_several_folders(tmp_path: Path) -> None:
     entries = []
     for seed in (0, 1):
