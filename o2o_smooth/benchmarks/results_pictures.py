@@ -173,7 +173,7 @@ def overview_figure(results: Sequence[GroupResult], colours: Colours) -> Figure:
         j0 = float(np.mean([curve.scores[0] for c in comparison.columns for curve in c.arm.curves]))
         axes.axhline(j0, color=INK, lw=0.8, ls=(0, (5, 3)), zorder=1.5)
         log_time(axes, axes, first, comparison.budget, 0.3, title=False)
-        _panel(axes, result.group.label, comparison.unit if comparison.unit == "return" else "")
+        _panel(axes, result)
         if comparison.unit == "score":
             axes.set_ylim(bottom=min(axes.get_ylim()[0], -3.0))
     figure.supxlabel("environment steps since the switch (dashed: the score at the switch)", size=LABEL_SIZE, color=INK)
@@ -205,7 +205,7 @@ def scatter_figure(results: Sequence[GroupResult], colours: Colours) -> Figure:
             axes.axvline(null, color=GREY, lw=0.9, ls=(0, (1, 2)), zorder=1.5)
         axes.set_xlim(left=min(-0.5, axes.get_xlim()[0]))
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        _panel(axes, result.group.label, "return" if result.comparison.unit == "return" else "")
+        _panel(axes, result)
     figure.supxlabel("dip depth (dotted: null dip; squares: controls; hollow: A/A)", size=LABEL_SIZE, color=INK)
     figure.supylabel("final", size=LABEL_SIZE, color=INK)
     return figure
@@ -216,7 +216,8 @@ def profile_figure(across: Across, colours: Colours) -> Figure:
     arms = list(across.finals)
     figure, (axes,) = _grid(1, 3.0, colours, arms, f"{across.agent} over {len(across.tasks)} tasks: final scores")
     every = np.concatenate([runs for tasks in across.finals.values() for runs in tasks.values()])
-    thresholds = np.linspace(min(0.0, float(every.min())), max(100.0, float(every.max())), 81)
+    low, high = min(0.0, float(every.min())), max(100.0, float(every.max()))
+    thresholds = np.linspace(low - 0.01 * (high - low), high, 101)  # below all of them, so that lines begin at 1
     for arm, tasks in across.finals.items():
         colour, style = colours[arm]
         profile = performance_profile(tasks, thresholds)
@@ -291,7 +292,7 @@ def _grid(
     count: int, height: float, colours: Colours, arms: Sequence[str], title: str
 ) -> tuple[Figure, Sequence[Axes]]:
     """Panels in up to three columns under a title and a legend of the arms."""
-    columns = min(_COLUMNS, count)
+    columns = 2 if count == 4 else min(_COLUMNS, count)
     rows = math.ceil(count / columns)
     per_line = 4
     lines = math.ceil(len(arms) / per_line)
@@ -321,8 +322,18 @@ def _grid(
     return figure, list(grid.flat[:count])
 
 
-def _panel(axes: Axes, title: str, note: str) -> None:
+def _panel(axes: Axes, result: GroupResult) -> None:
+    """Dress a small panel and say what it shows, in two lines that fit its width."""
     dress(axes)
     axes.tick_params(labelsize=7.5)
-    words = f"{title} ({note})" if note else title
-    axes.set_title(plain(words), fontsize=7.8, color=INK, loc="left", fontweight="bold")
+    note = " (return)" if result.comparison.unit == "return" else ""
+    words = f"{short(result.group.task)}\n{short(result.group.agent)}{note}"
+    axes.set_title(plain(words), fontsize=7.4, color=INK, loc="left", fontweight="bold")
+
+
+def short(name: str, most: int = 34) -> str:
+    """A name that fits over a panel: its middle is left out where it is long."""
+    if len(name) <= most:
+        return name
+    head = most // 2
+    return f"{name[:head]}…{name[-(most - head - 1) :]}"

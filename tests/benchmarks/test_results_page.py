@@ -14,7 +14,7 @@ import pytest
 from o2o_smooth.benchmarks import results, results_rows
 from o2o_smooth.benchmarks.results import NO_PARQUET, write_results
 from o2o_smooth.benchmarks.results_boards import compare_groups
-from o2o_smooth.benchmarks.results_pictures import PANELS, batches, file_name
+from o2o_smooth.benchmarks.results_pictures import PANELS, batches, file_name, short
 from o2o_smooth.benchmarks.results_study import read_groups, read_study
 from o2o_smooth.benchmarks.results_tables import code, escape, number, table
 from o2o_smooth.benchmarks.results_words import opening
@@ -207,6 +207,8 @@ def test_many_panels_are_spread_evenly_over_files() -> None:
     assert list(batches([], PANELS)) == []
     assert file_name("curves", "D4RL/pen/human-v2", "iql") == "curves-D4RL-pen-human-v2-iql"
     assert file_name("..", "/") == "x-x"
+    assert short("antmaze-umaze-v2") == "antmaze-umaze-v2"
+    assert len(short("x" * 80)) == 34
 
 
 @pytest.mark.slow
