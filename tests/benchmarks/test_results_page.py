@@ -136,6 +136,19 @@ def test_the_sentences_count_pairs_of_task_and_agent(study: Path) -> None:
     assert "--" not in third  # flags of another command
 
 
+def test_a_dip_that_only_comes_later_is_called_postponed(tmp_path: Path) -> None:
+    def later(task: str, agent: str, arm: str, seed: int) -> list[float]:
+        if arm == "jump":
+            return [50.0, 10.0 + seed, 40.0, 60.0]
+        return [50.0, 45.0, 10.0 + seed, 60.0] if task == "maze" else [50.0, 5.0, 4.0, 60.0]
+
+    root = make_study(tmp_path, later, tasks=("maze", "deep"), arms={k: ARMS[k] for k in ("jump", "linear")})
+    groups = read_groups(read_study(root))
+    found, _ = compare_groups(groups)
+    _, second, _ = opening(found, groups)
+    assert "linear (dip only postponed on 2; final score within noise on 2)" in second
+
+
 def test_one_group_has_the_reports_sentences(tmp_path: Path) -> None:
     root = make_study(tmp_path, scores, arms=FEW_ARMS)
     groups = read_groups(read_study(root))
