@@ -41,6 +41,7 @@ __all__ = [
     "performance_profile",
     "probability_of_improvement",
     "stratified_bootstrap",
+    "task_mean",
 ]
 
 FloatArray = NDArray[np.float64]
@@ -88,6 +89,11 @@ def optimality_gap(scores: Scores, *, target: float = 100.0) -> float:
         target: The score that is enough, here that of the reference policy.
     """
     return float(_gap(by_task(scores), target))
+
+
+def task_mean(scores: Scores) -> float:
+    """The mean over tasks of each task's mean over its runs: every task weighs the same."""
+    return float(_task_mean(by_task(scores)))
 
 
 def probability_of_improvement(x: Scores, y: Scores) -> float:
@@ -191,7 +197,8 @@ def stratified_bootstrap(
 
     Args:
         scores_by_task: By task.
-        statistic: From a list with a row of scores a task to a number: `iqm`, `optimality_gap` (both fast) or any.
+        statistic: From a list with a row of scores a task to a number: `iqm`, `optimality_gap`, `task_mean` (these are
+            fast) or any.
         seed: Of the resampling.
         confidence: Wanted share of such intervals that hold the true value.
         resamples: How often to draw.
@@ -254,7 +261,16 @@ def _gap(tasks: Sequence[FloatArray], target: float = 100.0) -> FloatArray:
     return np.asarray(np.mean([np.maximum(0.0, target - runs).mean(axis=-1) for runs in tasks], axis=0))
 
 
-_FAST: dict[object, Callable[[Sequence[FloatArray]], FloatArray]] = {iqm: _iqm, optimality_gap: _gap}
+def _task_mean(tasks: Sequence[FloatArray]) -> FloatArray:
+    """Over the last axis, then over tasks; leading axes are resamples."""
+    return np.asarray(np.mean([runs.mean(axis=-1) for runs in tasks], axis=0))
+
+
+_FAST: dict[object, Callable[[Sequence[FloatArray]], FloatArray]] = {
+    iqm: _iqm,
+    optimality_gap: _gap,
+    task_mean: _task_mean,
+}
 """What computes all resamples at once."""
 
 
