@@ -12,6 +12,7 @@ from typing import Any
 import o2o_smooth
 from o2o_smooth.cli_options import parse, peek, take
 from o2o_smooth.errors import O2OError
+from o2o_smooth.redaction import one_line
 
 USAGE = """\
 usage: o2o-smooth COMMAND [OPTIONS]
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(arguments[1:])
     except O2OError as error:
-        return _fail(" ".join(str(error).split()))
+        return _fail(one_line(str(error)))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -142,7 +143,7 @@ def parse_run(arguments: Sequence[str]) -> Any:
     if config_file is not None:
         values = read_toml(Path(config_file))
     chosen = {name: peek(arguments, f"--{name}") or values.get(name) for name in ("task", "agent", "pretrained")}
-    base = _from_checkpoint(str(chosen["pretrained"])) if chosen["pretrained"] else None
+    base = _from_checkpoint(str(chosen["pretrained"]), chosen["task"]) if chosen["pretrained"] else None
     if base is not None:
         if chosen["agent"] not in (None, base.agent):
             raise O2OError(f"{chosen['pretrained']} holds an {base.agent} agent; leave --agent {chosen['agent']} out")
@@ -156,10 +157,10 @@ def parse_run(arguments: Sequence[str]) -> Any:
     return parse(RunConfig[hyper], default, arguments, "o2o-smooth run", EPILOG)  # type: ignore[valid-type]
 
 
-def _from_checkpoint(path: str) -> Any:
-    """Defaults of a fork: what the checkpoint was made with."""
+def _from_checkpoint(path: str, named: str | None) -> Any:
+    """Defaults of a fork: what the checkpoint was made with. `named`: the task that the user names, if any."""
     from o2o_smooth.envs import find_task
-    from o2o_smooth.training.checkpoint import find_checkpoint, load_checkpoint
+    from o2o_smooth.training.checkpoint import find_checkpoint, load_checkpoint, named_by_path
     from o2o_smooth.training.config import RunConfig, apply_values
     from o2o_smooth.training.run_presets import run_preset
 
@@ -177,7 +178,8 @@ def _from_checkpoint(path: str) -> Any:
         reward_scale=record.reward_scale,
         reward_shift=record.reward_shift,
     )
-    task = find_task(str(record.settings.get("task") or record.task))  # a row of one's own is known by its file's path
+    where = str(record.settings.get("task") or record.task)  # a row of one's own is known by its file's path
+    task = find_task(where, imports=named is not None and named_by_path(named) == where)
     values = run_preset(agent.name, task.domain) | {"offline_updates": record.offline_updates}
     values |= {name: value for name, value in record.settings.items() if value is not None}
     return apply_values(config, values, f"{path}: run.json")

@@ -48,7 +48,7 @@ def advise(arguments: list[str]) -> int:
 
 
 def _advise(path: Path) -> None:
-    from o2o_smooth.envs import find_task
+    from o2o_smooth.envs import Task, find_task
     from o2o_smooth.training.advice import advise as advise_on
     from o2o_smooth.training.advice import followed, outcome, run_folder, write_advice
     from o2o_smooth.training.checkpoint import read_record
@@ -57,7 +57,10 @@ def _advise(path: Path) -> None:
 
     switch = find_switch(path)
     record = read_record(switch)
-    advice = advise_on(record, find_task(str(record.settings.get("task", record.task))))
+    name = str(record.settings.get("task", record.task))
+    # `module:Id` has no references, and to import the module for its time limit would run what a file names.
+    task = Task(id=record.task, env_id=name) if ":" in name and not name.endswith(".toml") else find_task(name)
+    advice = advise_on(record, task)
     print(f"{path}: {advice.sentence()}")
     if advice.preset is not None and advice.comparison is not None:
         print(f"  why: {advice.preset.why}")

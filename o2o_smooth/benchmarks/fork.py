@@ -13,6 +13,7 @@ from o2o_smooth.benchmarks.arms import run_arms
 from o2o_smooth.benchmarks.placement import Population
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.files import written_whole
+from o2o_smooth.reading import check_inside, read_json
 from o2o_smooth.smoothing.rules import rule_name
 from o2o_smooth.stability.curves import Curve
 from o2o_smooth.stability.intervals import PairedDifference, paired_difference
@@ -133,8 +134,11 @@ def _earlier(arms: Sequence[ForkArm], out: Path) -> _Earlier:
             f"{out} is not empty and holds no finished fork; choose another --out, or --overwrite to replace its arms"
         )
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        checkpoint, found = content["checkpoint"], {str(name): out / folder for name, folder in content["arms"].items()}
+        content = read_json(file, root=out)
+        checkpoint, found = (
+            content["checkpoint"],
+            {name: _inside(out, folder) for name, folder in content["arms"].items()},
+        )
         controls, commands = list(content["controls"]), list(content["commands"])
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"{file} is broken ({error!r}); choose another --out") from None
@@ -154,6 +158,14 @@ def _earlier(arms: Sequence[ForkArm], out: Path) -> _Earlier:
     for path in kept.values():
         _check_shared(config, path)
     return _Earlier(kept, [name for name in controls if name in kept], commands)
+
+
+def _inside(out: Path, folder: Any) -> Path:
+    """An arm's folder in the fork's, as it is written in `fork.json`."""
+    if not isinstance(folder, str) or Path(folder).name != folder or folder in ("", "..", "."):
+        raise ValueError(f"the arm's folder {str(folder)[:40]!r} does not lie in it")
+    check_inside(out / folder, out)
+    return out / folder
 
 
 def _check_shared(config: RunConfig[Any], run_dir: Path) -> None:

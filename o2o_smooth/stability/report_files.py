@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from o2o_smooth.errors import O2OError
 from o2o_smooth.files import written_whole
+from o2o_smooth.reading import read_json
 from o2o_smooth.stability.compared import Comparison
 from o2o_smooth.stability.origin import offline_data
 from o2o_smooth.stability.page import About, arm_sentences, interval_words, render_page, sentences
@@ -202,10 +203,10 @@ def _audited(
 
 def _ours(out: Path) -> bool:
     try:
-        found = json.loads((out / NUMBERS).read_text(encoding="utf-8"))
+        found = read_json(out / NUMBERS, root=out)
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and found.get("made_by") == MADE_BY
+    return found.get("made_by") == MADE_BY
 
 
 def _json(value: Any) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from o2o_smooth.errors import CheckpointError, ConfigError
+from o2o_smooth.reading import parse_toml
 from o2o_smooth.stability.arms import role_of
 from o2o_smooth.training.checkpoint import find_checkpoint
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig, apply_values
@@ -97,8 +97,8 @@ def parse_arm(text: str, base: RunConfig[Any]) -> ForkArm:
 def _value(text: str) -> Any:
     """Numbers, truth values and lists as TOML has them; everything else is text."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 

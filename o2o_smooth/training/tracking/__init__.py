@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from o2o_smooth.redaction import one_line
 from o2o_smooth.training.tracking import tensorboard_sink, wandb_sink
 from o2o_smooth.training.tracking.local import LocalFiles
 from o2o_smooth.training.tracking.scalars import SUMMARY
@@ -139,5 +140,5 @@ def open_sinks(
 
 def _dropped(name: str, error: Exception) -> str:
     """The one line about a sink that failed."""
-    cause = " ".join(str(error).split()) or "no reason given"
+    cause = one_line(str(error)) or "no reason given"
     return f"{name} is dropped, the run goes on with its local files: {type(error).__name__}: {cause}"
