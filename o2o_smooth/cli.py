@@ -234,7 +234,7 @@ def _compare(arguments: list[str]) -> int:
 
     from o2o_smooth.errors import DataError
     from o2o_smooth.stability.report import arm_table, rich_table
-    from o2o_smooth.training.pictures import draw_arms, read_manifest
+    from o2o_smooth.training.pictures import draw_arms, read_checked
 
     if not arguments or arguments[0] in ("-h", "--help"):
         print(COMPARE, end="")
@@ -246,12 +246,12 @@ def _compare(arguments: list[str]) -> int:
         return _fail(f"unknown option {wrong[0]}; o2o-smooth compare --help shows how it goes")
     if not folders:
         return _fail("compare needs at least one run folder; o2o-smooth compare --help shows how it goes")
-    arms = {str(read_manifest(Path(folder)).get("arm") or Path(folder).name): Path(folder) for folder in folders}
+    arms = {str(read_checked(Path(folder)).get("arm") or Path(folder).name): Path(folder) for folder in folders}
     if len(arms) < len(folders):  # arms of several forks: their folders may still tell them apart
         arms = {Path(folder).name: Path(folder) for folder in folders}
     if len(arms) < len(folders):
         return _fail("runs are told apart by the names of their folders; two of these have the same name")
-    tasks = {name: read_manifest(folder)["task"]["id"] for name, folder in arms.items()}
+    tasks = {name: read_checked(folder)["task"]["id"] for name, folder in arms.items()}
     if len(set(tasks.values())) > 1:
         raise DataError(f"runs of different tasks cannot share a table: {', '.join(sorted(set(tasks.values())))}")
     picture = Path(out or "comparison.png")

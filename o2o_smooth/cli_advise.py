@@ -53,7 +53,7 @@ def _advise(path: Path) -> None:
     from o2o_smooth.training.advice import followed, outcome, run_folder, write_advice
     from o2o_smooth.training.checkpoint import read_record
     from o2o_smooth.training.forking import find_switch
-    from o2o_smooth.training.pictures import read_manifest
+    from o2o_smooth.training.pictures import read_checked
 
     switch = find_switch(path)
     record = read_record(switch)
@@ -74,7 +74,7 @@ def _advise(path: Path) -> None:
         print("  not written down: the checkpoint belongs to no run folder")
         return
     content: dict[str, Any] = advice.to_dict()
-    smoothing = read_manifest(run)["config"]["smoothing"]
+    smoothing = read_checked(run)["config"]["smoothing"]
     if (ended := outcome(run)) is not None:
         content |= {"followed": followed(advice, smoothing), "did": _did(smoothing), "outcome": ended}
         verdict = {True: "as advised", False: "otherwise than advised", None: "without advice"}[content["followed"]]

@@ -22,7 +22,7 @@ from o2o_smooth.stability.report import arm_table, render_table, table_note
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.forking import AGAIN, ForkArm, check_arms
 from o2o_smooth.training.manifest import versions
-from o2o_smooth.training.pictures import draw_arms, read_manifest
+from o2o_smooth.training.pictures import draw_arms, read_checked
 from o2o_smooth.training.prepare import check_out
 from o2o_smooth.training.progress import ProgressSink
 from o2o_smooth.training.ramps import ramp_length
@@ -170,7 +170,7 @@ def _inside(out: Path, folder: Any) -> Path:
 
 def _check_shared(config: RunConfig[Any], run_dir: Path) -> None:
     """Refuse arms that an arm which is there cannot be compared with."""
-    mine, other = json.loads(json.dumps(config.to_dict())), read_manifest(run_dir)["config"]
+    mine, other = json.loads(json.dumps(config.to_dict())), read_checked(run_dir)["config"]
     for name in ("online_steps", "num_envs", "evaluation"):
         if mine[name] != other[name]:
             raise ConfigError(
@@ -295,7 +295,7 @@ def _page(
     heading: str,
     commands: Sequence[str],
 ) -> str:
-    manifest = read_manifest(next(iter(folders.values())))
+    manifest = read_checked(next(iter(folders.values())))
     data = "none" if manifest["dataset"] is None else manifest["dataset"]["note"]
     source = manifest["score"]["references"]["source"]
     scores = f" Scores: 0 = random policy, 100 = reference policy ({source})." if source else ""

@@ -128,6 +128,10 @@ def _point(path: Path, line: int, row: dict[str, str]) -> tuple[tuple[str, str, 
     for column in ("run", "arm"):
         if not row[column]:
             raise wrong(column, f"is empty; name the {column}")
+        if not row[column].isprintable():
+            raise DataError(
+                f"{path}, line {line}, column {column}: {row[column]!r} holds control characters; leave them out"
+            )
     seed, steps = number("seed"), number("env_steps")
     if not seed.is_integer():
         raise wrong("seed", "is not a whole number; number the seeds")

@@ -82,6 +82,8 @@ def read_curves(run_dir: Path, arm: str | None = None) -> list[Curve]:
     origin = _origin(run_dir, manifest, rows, unit)
     if arm is None:
         arm = name if isinstance(name := manifest.get("arm"), str) else run_dir.name
+        if not arm.isprintable():
+            raise O2OError(f"{run_dir / MANIFEST}: the arm's name {arm!r} holds control characters; edit them out")
     curves = []
     for seed, mine in _by_seed(row for row in rows if row["phase"] in ("switch", "online")).items():
         points = {float(row["env_steps"]): row for row in mine}
@@ -147,6 +149,8 @@ def _check_row(where: str, row: Any) -> None:
         numbers = [*places, *(value for value in values if value is not None)]
         if not all(isinstance(number, int | float) for number in numbers) or not all(map(math.isfinite, places)):
             raise ValueError("a value is no number")
+        if row.get("episodes") is not None and row["episodes"] < 1:
+            raise ValueError("there are no episodes behind it")
         if max(abs(number) for number in numbers) > _LARGEST:
             raise ValueError(f"a value is beyond {_LARGEST:g}")
         if not isinstance(row["phase"], str) or not isinstance(row.get("provenance", ""), str | None):

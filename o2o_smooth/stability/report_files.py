@@ -19,7 +19,7 @@ from o2o_smooth.stability.origin import offline_data
 from o2o_smooth.stability.page import About, arm_sentences, interval_words, render_page, sentences
 from o2o_smooth.stability.panels import bands, spread_figure
 from o2o_smooth.stability.plots import switch_figure
-from o2o_smooth.stability.sheet import save
+from o2o_smooth.stability.sheet import literal, save
 from o2o_smooth.stability.signal_names import told_elsewhere
 from o2o_smooth.stability.signal_panels import audits_figure, signals_figure
 from o2o_smooth.stability.signals import STEPS, SignalLines, distinct, mean_line
@@ -100,6 +100,7 @@ def ramp_end(comparison: Comparison) -> float | None:
     return ends.pop() if len(ends) == 1 else None
 
 
+@literal
 def make_figures(
     comparison: Comparison,
     signals: Mapping[str, Mapping[str, SignalLines]],
