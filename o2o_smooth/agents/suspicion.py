@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,7 @@ from o2o_smooth.reading import Unreadable, check_inside, opened
 LARGEST_HEADER = 4 * 2**20
 """Bytes of the names and shapes in a safetensors file: about 40,000 tensors, where an agent has a hundred."""
 _LARGEST_FILE = 2**46
-_LARGEST_COUNT = 2**63
+_LARGEST_COUNT, _LARGEST_BOUND = 2**63, 1e38
 _CLAIM, _SMALL = 4, 2**20
 """A network of so many times the stored weights, or of so many, may be built before its shapes are compared."""
 
@@ -91,7 +90,7 @@ def check_description(description: Mapping[str, Any], tensors: Mapping[str, Tens
     for name, count in counts.items():
         if type(count) is not int or not 0 <= count < _LARGEST_COUNT:
             raise ValueError(f"{name} is {str(count)[:40]}, expected a whole number from 0 on")
-    if len(low) != len(high) or not all(type(x) in (int, float) and math.isfinite(x) for x in (*low, *high)):
+    if len(low) != len(high) or not all(type(x) in (int, float) and abs(x) < _LARGEST_BOUND for x in (*low, *high)):
         raise ValueError("action_low and action_high are no bounds of one box")
     sizes = (obs_dim, *widths)
     layers = len(seeds) * sum(a * b for a, b in pairwise(sizes))

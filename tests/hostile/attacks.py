@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import resource
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,38 +93,3 @@ def without(value: Any, path: tuple[Any, ...]) -> Any:
         here = here[key]
     del here[path[-1]]
     return copy
-
-
-def in_a_fork(work: Callable[[], object], *, seconds: int = 60) -> tuple[str, int]:
-    """What became of `work` in a process of its own: "fine", the error's text, or a signal; MiB it needed more."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with contextlib.suppress(BaseException):
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(seconds)
-            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-            before = _peak()
-            try:
-                work()
-                text = "fine"
-            except BaseException as error:
-                text = f"{type(error).__name__}: {error}"
-            os.write(writing, json.dumps([text[:2000], _peak() - before]).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        told = pipe.read()
-    _, status = os.waitpid(child, 0)
-    if not told:
-        return f"died: {os.waitstatus_to_exitcode(status)}", 0
-    text, mib = json.loads(told)
-    return text, mib
-
-
-def _peak() -> int:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) >> 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
