@@ -14,7 +14,7 @@ _NAME = re.compile(
 _NO_SECRET = re.compile(r"_(PATH|FILE|DIR|FOLDER|ID|NAME|URL|URI|HOST|PORT|SOCK|USER|MODE|TYPE|EXPIRES?|TIMEOUT)$")
 _SHORTEST = 8
 """Characters; a shorter value would take ordinary words away."""
-_USERINFO = re.compile(r"(?<=://)[^/\s@\"'?#]*:[^/\s\"'?#]*@|(?<=://)[^/\s@:\"'?#]+@")
+_USERINFO = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*:/{1,2})[^/\s@\"'?#]+(?::[^/\s\"'?#]*)?@")  # a path has one slash
 _ASSIGNED = re.compile(
     r"""(?ix)
     ( (?:^|[\s?&;,"'{(-]) [a-z0-9_-]*
@@ -55,7 +55,7 @@ def redacted(text: str, environment: Mapping[str, str] | None = None) -> str:
     """
     for value in secrets_of(os.environ if environment is None else environment):
         text = text.replace(value, HIDDEN)
-    text = _USERINFO.sub(HIDDEN + "@", text)
+    text = _USERINFO.sub(rf"\1{HIDDEN}@", text)
     text = _ASSIGNED.sub(rf"\1{HIDDEN}", text)
     return _SHAPES.sub(HIDDEN, _BEARER.sub(rf"\1{HIDDEN}", text))
 
