@@ -67,7 +67,7 @@ def files(folder: Path, run: Path) -> list[tuple[str, Path]]:
         made.append((reader, huge_header(folder / f"header-{reader}.npz", names[0])))
     made.append(("extent", huge_header(folder / "extent.npz", "observations")))
     made.append(("dataset", hdf5(folder / "shape.hdf5", (2**40,))))
-    text = {"deep": "[" * (2**22), "wide": "[" + "[]," * 2**20 + "[]]", "digits": "1" * 2**20}
+    text = {"deep": "[" * (2**22), "wide": "[" + "[]," * 2**17 + "[]]", "digits": "1" * 2**20}
     for name, content in text.items():
         one = folder / name
         (one / "checkpoints").mkdir(parents=True)

@@ -13,7 +13,8 @@ import pytest
 
 from o2o_smooth.benchmarks import fork as forks
 from o2o_smooth.cli import main
-from o2o_smooth.errors import ConfigError, O2OError
+from o2o_smooth.data import read_path
+from o2o_smooth.errors import ConfigError, DataError, O2OError
 from o2o_smooth.redaction import one_line
 from o2o_smooth.stability.compared import Settings
 from o2o_smooth.stability.comparison import compare
@@ -82,6 +83,14 @@ def test_files_behind_links_are_refused(victim: Path, made: Path, tmp_path: Path
     (victim / name).symlink_to(outside)
     told = used(victim, made / "run")
     assert told is not None and "link out of" in told
+
+
+def test_online_data_behind_a_link_are_refused(victim: Path, tmp_path: Path) -> None:
+    file = next((victim / "online").glob("seed-*.hdf5"))
+    outside = file.rename(tmp_path / file.name)
+    file.symlink_to(outside)
+    with pytest.raises(DataError, match="link out of"):
+        read_path(victim)
 
 
 def test_a_run_does_not_write_through_a_link(tmp_path: Path) -> None:
