@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -92,7 +93,8 @@ def files(folder: Path, run: Path) -> list[tuple[str, Path]]:
     made.append(("curves", line))
     switch = run / "checkpoints" / "switch"
     description = json.loads((switch / "agent.json").read_text())
-    for i, change in enumerate(({"hidden_dims": [200_000, 200_000]}, {"num_critics": 10**8})):
+    changes: list[dict[str, Any]] = [{"hidden_dims": [200_000, 200_000]}, {"num_critics": 10**8}]
+    for i, change in enumerate(changes):
         one = folder / f"claims-{i}"
         one.mkdir()
         (one / "agent.json").write_text(json.dumps({**description, "config": {**description["config"], **change}}))
@@ -101,8 +103,10 @@ def files(folder: Path, run: Path) -> list[tuple[str, Path]]:
     one = folder / "names"
     one.mkdir()
     (one / "agent.json").write_text(json.dumps(description))
-    names = b"{" + b",".join(b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % i for i in range(400_000)) + b"}"
-    (one / "agent.safetensors").write_bytes(struct.pack("<Q", len(names)) + names)
+    header = (
+        b"{" + b",".join(b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % i for i in range(400_000)) + b"}"
+    )
+    (one / "agent.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     made.append(("agent", one))
     return made
 

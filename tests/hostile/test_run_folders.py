@@ -38,7 +38,7 @@ def used(run: Path, beside: Path) -> str | None:
         runs = read_runs([("a", run), ("b", beside)])
         compare(runs.arms, Settings())
     except O2OError as error:
-        assert re.search(rf"{run}|arm|settings|references|task", str(error)), "the text names no file"
+        assert re.search(rf"{run}|arm|settings|references|task|provenance", str(error)), "the text names no file"
         return str(error)
     return None
 
