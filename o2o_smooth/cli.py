@@ -12,6 +12,7 @@ from typing import Any
 import o2o_smooth
 from o2o_smooth.cli_options import parse, peek, take
 from o2o_smooth.errors import O2OError
+from o2o_smooth.redaction import one_line
 
 USAGE = """\
 usage: o2o-smooth COMMAND [OPTIONS]
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(arguments[1:])
     except O2OError as error:
-        return _fail(" ".join(str(error).split()))
+        return _fail(one_line(str(error)))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -142,7 +143,7 @@ def parse_run(arguments: Sequence[str]) -> Any:
     if config_file is not None:
         values = read_toml(Path(config_file))
     chosen = {name: peek(arguments, f"--{name}") or values.get(name) for name in ("task", "agent", "pretrained")}
-    base = _from_checkpoint(str(chosen["pretrained"])) if chosen["pretrained"] else None
+    base = _from_checkpoint(str(chosen["pretrained"]), chosen["task"]) if chosen["pretrained"] else None
     if base is not None:
         if chosen["agent"] not in (None, base.agent):
             raise O2OError(f"{chosen['pretrained']} holds an {base.agent} agent; leave --agent {chosen['agent']} out")
@@ -156,10 +157,10 @@ def parse_run(arguments: Sequence[str]) -> Any:
     return parse(RunConfig[hyper], default, arguments, "o2o-smooth run", EPILOG)  # type: ignore[valid-type]
 
 
-def _from_checkpoint(path: str) -> Any:
-    """Defaults of a fork: what the checkpoint was made with."""
+def _from_checkpoint(path: str, named: str | None) -> Any:
+    """Defaults of a fork: what the checkpoint was made with. `named`: the task that the user names, if any."""
     from o2o_smooth.envs import find_task
-    from o2o_smooth.training.checkpoint import find_checkpoint, load_checkpoint
+    from o2o_smooth.training.checkpoint import find_checkpoint, load_checkpoint, named_by_path
     from o2o_smooth.training.config import RunConfig, apply_values
     from o2o_smooth.training.run_presets import run_preset
 
@@ -177,7 +178,8 @@ def _from_checkpoint(path: str) -> Any:
         reward_scale=record.reward_scale,
         reward_shift=record.reward_shift,
     )
-    task = find_task(str(record.settings.get("task") or record.task))  # a row of one's own is known by its file's path
+    where = str(record.settings.get("task") or record.task)  # a row of one's own is known by its file's path
+    task = find_task(where, imports=named is not None and named_by_path(named) == where)
     values = run_preset(agent.name, task.domain) | {"offline_updates": record.offline_updates}
     values |= {name: value for name, value in record.settings.items() if value is not None}
     return apply_values(config, values, f"{path}: run.json")
@@ -232,7 +234,7 @@ def _compare(arguments: list[str]) -> int:
 
     from o2o_smooth.errors import DataError
     from o2o_smooth.stability.report import arm_table, rich_table
-    from o2o_smooth.training.pictures import draw_arms, read_manifest
+    from o2o_smooth.training.pictures import draw_arms, read_checked
 
     if not arguments or arguments[0] in ("-h", "--help"):
         print(COMPARE, end="")
@@ -244,12 +246,12 @@ def _compare(arguments: list[str]) -> int:
         return _fail(f"unknown option {wrong[0]}; o2o-smooth compare --help shows how it goes")
     if not folders:
         return _fail("compare needs at least one run folder; o2o-smooth compare --help shows how it goes")
-    arms = {str(read_manifest(Path(folder)).get("arm") or Path(folder).name): Path(folder) for folder in folders}
+    arms = {str(read_checked(Path(folder)).get("arm") or Path(folder).name): Path(folder) for folder in folders}
     if len(arms) < len(folders):  # arms of several forks: their folders may still tell them apart
         arms = {Path(folder).name: Path(folder) for folder in folders}
     if len(arms) < len(folders):
         return _fail("runs are told apart by the names of their folders; two of these have the same name")
-    tasks = {name: read_manifest(folder)["task"]["id"] for name, folder in arms.items()}
+    tasks = {name: read_checked(folder)["task"]["id"] for name, folder in arms.items()}
     if len(set(tasks.values())) > 1:
         raise DataError(f"runs of different tasks cannot share a table: {', '.join(sorted(set(tasks.values())))}")
     picture = Path(out or "comparison.png")

@@ -48,16 +48,19 @@ def advise(arguments: list[str]) -> int:
 
 
 def _advise(path: Path) -> None:
-    from o2o_smooth.envs import find_task
+    from o2o_smooth.envs import Task, find_task
     from o2o_smooth.training.advice import advise as advise_on
     from o2o_smooth.training.advice import followed, outcome, run_folder, write_advice
     from o2o_smooth.training.checkpoint import read_record
     from o2o_smooth.training.forking import find_switch
-    from o2o_smooth.training.pictures import read_manifest
+    from o2o_smooth.training.pictures import read_checked
 
     switch = find_switch(path)
     record = read_record(switch)
-    advice = advise_on(record, find_task(str(record.settings.get("task", record.task))))
+    name = str(record.settings.get("task", record.task))
+    # `module:Id` has no references, and to import the module for its time limit would run what a file names.
+    task = Task(id=record.task, env_id=name) if ":" in name and not name.endswith(".toml") else find_task(name)
+    advice = advise_on(record, task)
     print(f"{path}: {advice.sentence()}")
     if advice.preset is not None and advice.comparison is not None:
         print(f"  why: {advice.preset.why}")
@@ -71,7 +74,7 @@ def _advise(path: Path) -> None:
         print("  not written down: the checkpoint belongs to no run folder")
         return
     content: dict[str, Any] = advice.to_dict()
-    smoothing = read_manifest(run)["config"]["smoothing"]
+    smoothing = read_checked(run)["config"]["smoothing"]
     if (ended := outcome(run)) is not None:
         content |= {"followed": followed(advice, smoothing), "did": _did(smoothing), "outcome": ended}
         verdict = {True: "as advised", False: "otherwise than advised", None: "without advice"}[content["followed"]]

@@ -20,6 +20,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if temporary.is_symlink():  # not ours: it would be written through
+            temporary.unlink()
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())

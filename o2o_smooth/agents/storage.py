@@ -17,10 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from o2o_smooth import reading
 from o2o_smooth.agents.base import Agent
 from o2o_smooth.agents.config import AgentConfig, build_config
 from o2o_smooth.agents.networks import Precision
 from o2o_smooth.agents.settings import settle
+from o2o_smooth.agents.suspicion import check_description, check_tensor_file, check_tensors
 from o2o_smooth.errors import CheckpointError, O2OError
 
 FORMAT = 1
@@ -66,14 +68,11 @@ def read_json(file: Path) -> dict[str, Any]:
         CheckpointError: The file is absent or broken.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        return reading.read_json(file, root=file.parent)
     except FileNotFoundError:
         raise CheckpointError(f"{file} does not exist; is {file.parent} a saved agent or checkpoint?") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} does not hold a JSON object")
-    return content
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -83,8 +82,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         CheckpointError: The file is absent or broken.
     """
     try:
+        check_tensor_file(file)
         return load_file(file)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{file} is absent or broken: {error}") from None
 
 
@@ -198,7 +198,9 @@ def load_agent(
     if expected is not None and AGENTS.get(str(description.get("agent"))) not in (expected, None):
         raise CheckpointError(f"{path} holds a {description['agent']} agent, not {expected.name}")
     tensors = read_tensors(path / "agent.safetensors")
+    check_tensors(path, tensors)
     try:
+        check_description(description, tensors)
         saved_online = description["online"]
         description["online"] = online or saved_online
         if members is not None:
@@ -209,7 +211,7 @@ def load_agent(
         agent = _build(
             description, config=config, overrides=overrides, device=device, compile=compile, precision=precision
         )
-    except (KeyError, IndexError, TypeError, ValueError, O2OError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, O2OError) as error:
         raise CheckpointError(f"{path / 'agent.json'} does not describe an agent: {error!r}") from None
     _restore(agent, tensors, path, same_online=online in (None, saved_online))
     return agent

@@ -13,6 +13,7 @@ from o2o_smooth.benchmarks.arms import run_arms
 from o2o_smooth.benchmarks.placement import Population
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.files import written_whole
+from o2o_smooth.reading import check_inside, read_json
 from o2o_smooth.smoothing.rules import rule_name
 from o2o_smooth.stability.curves import Curve
 from o2o_smooth.stability.intervals import PairedDifference, paired_difference
@@ -21,7 +22,7 @@ from o2o_smooth.stability.report import arm_table, render_table, table_note
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.forking import AGAIN, ForkArm, check_arms
 from o2o_smooth.training.manifest import versions
-from o2o_smooth.training.pictures import draw_arms, read_manifest
+from o2o_smooth.training.pictures import draw_arms, read_checked
 from o2o_smooth.training.prepare import check_out
 from o2o_smooth.training.progress import ProgressSink
 from o2o_smooth.training.ramps import ramp_length
@@ -133,8 +134,11 @@ def _earlier(arms: Sequence[ForkArm], out: Path) -> _Earlier:
             f"{out} is not empty and holds no finished fork; choose another --out, or --overwrite to replace its arms"
         )
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        checkpoint, found = content["checkpoint"], {str(name): out / folder for name, folder in content["arms"].items()}
+        content = read_json(file, root=out)
+        checkpoint, found = (
+            content["checkpoint"],
+            {name: _inside(out, folder) for name, folder in content["arms"].items()},
+        )
         controls, commands = list(content["controls"]), list(content["commands"])
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"{file} is broken ({error!r}); choose another --out") from None
@@ -156,9 +160,17 @@ def _earlier(arms: Sequence[ForkArm], out: Path) -> _Earlier:
     return _Earlier(kept, [name for name in controls if name in kept], commands)
 
 
+def _inside(out: Path, folder: Any) -> Path:
+    """An arm's folder in the fork's, as it is written in `fork.json`."""
+    if not isinstance(folder, str) or Path(folder).name != folder or folder in ("", "..", "."):
+        raise ValueError(f"the arm's folder {str(folder)[:40]!r} does not lie in it")
+    check_inside(out / folder, out)
+    return out / folder
+
+
 def _check_shared(config: RunConfig[Any], run_dir: Path) -> None:
     """Refuse arms that an arm which is there cannot be compared with."""
-    mine, other = json.loads(json.dumps(config.to_dict())), read_manifest(run_dir)["config"]
+    mine, other = json.loads(json.dumps(config.to_dict())), read_checked(run_dir)["config"]
     for name in ("online_steps", "num_envs", "evaluation"):
         if mine[name] != other[name]:
             raise ConfigError(
@@ -283,7 +295,7 @@ def _page(
     heading: str,
     commands: Sequence[str],
 ) -> str:
-    manifest = read_manifest(next(iter(folders.values())))
+    manifest = read_checked(next(iter(folders.values())))
     data = "none" if manifest["dataset"] is None else manifest["dataset"]["note"]
     source = manifest["score"]["references"]["source"]
     scores = f" Scores: 0 = random policy, 100 = reference policy ({source})." if source else ""

@@ -29,7 +29,7 @@ from o2o_smooth.files import written_whole
 from o2o_smooth.stability.path import Path as Way
 from o2o_smooth.stability.path import read_path
 from o2o_smooth.training.advice import run_folder
-from o2o_smooth.training.checkpoint import SwitchRecord, find_checkpoint, read_record
+from o2o_smooth.training.checkpoint import SwitchRecord, find_checkpoint, named_by_path, read_record
 from o2o_smooth.training.evaluate import Evaluator
 from o2o_smooth.training.hygiene import acting_agent
 from o2o_smooth.training.manifest import versions
@@ -59,6 +59,8 @@ class ProbeConfig:
     """Replace a probe that is there."""
     threads: int = 1
     """CPU threads."""
+    task: str | None = None
+    """The task of the checkpoints, where it is module:Id: to import the module runs its code, so name it."""
 
     def __post_init__(self) -> None:
         if self.points < 3:
@@ -103,7 +105,7 @@ def probe(first: Path, second: Path | None, config: ProbeConfig, progress: Progr
     if second is None and not (first / "checkpoints").is_dir():
         raise CheckpointError(f"{first} is one checkpoint; give a second one, or a run folder, which has two")
     record = read_record(start)
-    task = _task(record, read_record(end), first, second or first)
+    task = _task(record, read_record(end), first, second or first, config.task)
     agents = acting_agent(start), acting_agent(end)
     seeds = _seeds(agents, config.seeds, (start, end))
     shares = np.linspace(0.0, 1.0, config.points)
@@ -218,10 +220,11 @@ def _check_alike(first: Agent, second: Agent, names: tuple[Path, Path]) -> None:
         raise CheckpointError(f"{names[0]} and {names[1]} have other action boxes")
 
 
-def _task(first: SwitchRecord, second: SwitchRecord, a: Path, b: Path) -> Task:
+def _task(first: SwitchRecord, second: SwitchRecord, a: Path, b: Path, named: str | None) -> Task:
     if first.task != second.task:
         raise CheckpointError(f"{a} is of the task {first.task} and {b} of {second.task}; a line needs one task")
-    return find_task(str(first.settings.get("task", first.task)))
+    where = str(first.settings.get("task", first.task))
+    return find_task(where, imports=named is not None and named_by_path(named) == where)
 
 
 def _seeds(agents: tuple[Agent, Agent], wanted: Sequence[int] | None, names: tuple[Path, Path]) -> tuple[int, ...]:

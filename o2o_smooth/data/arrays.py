@@ -19,6 +19,9 @@ from o2o_smooth.data.store import RowStore, free_memory
 from o2o_smooth.data.suspicion import LARGEST_RATIO
 from o2o_smooth.envs.tasks import Task
 from o2o_smooth.errors import DataError
+from o2o_smooth.reading import opened
+
+_LARGEST_FILE = 2**46
 
 
 def from_arrays(
@@ -72,9 +75,7 @@ def from_npz(
         DataError: The file is absent or broken, or its arrays are refused.
     """
     try:
-        with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path) as archive:  # of headers that are odd
-            _check_sizes(path, archive)
-            arrays = {info.filename.removesuffix(".npy"): _array(archive, info) for info in archive.infolist()}
+        arrays = read_arrays(path)
     except FileNotFoundError as error:
         raise DataError(f"no dataset file {path}") from error
     except MemoryError as error:
@@ -92,6 +93,23 @@ def from_npz(
         return from_arrays(arrays, id=str(path), task=task, provenance=provenance or told, progress=progress)
     except DataError as error:
         raise DataError(f"dataset file {path}: {error}") from error
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file; nothing is unpickled, and nothing unpacked that claims more than can be.
+
+    Raises:
+        DataError: It claims more than its bytes can hold.
+        MemoryError: It claims more than memory can hold.
+        Exception: Whatever numpy, zipfile and zlib make of a broken file.
+    """
+    with (
+        opened(path, _LARGEST_FILE) as file,
+        warnings.catch_warnings(action="ignore"),  # of headers that are odd
+        zipfile.ZipFile(file) as archive,
+    ):
+        _check_sizes(path, archive)
+        return {info.filename.removesuffix(".npy"): _array(archive, info) for info in archive.infolist()}
 
 
 def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:

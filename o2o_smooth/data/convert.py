@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,6 +26,7 @@ from o2o_smooth.envs.make import make_env
 from o2o_smooth.envs.tasks import Task, find_task, known_tasks
 from o2o_smooth.errors import DataError, EnvError
 from o2o_smooth.files import written_whole
+from o2o_smooth.reading import read_json
 
 
 def read_any(name: str, task: Task | None, *, progress: Progress | None = None) -> Dataset:
@@ -63,15 +63,14 @@ def task_of(name: str) -> Task | None:
             told += _told_by_metadata(read_metadata(folder))
     for candidate in filter(None, told):
         with contextlib.suppress(EnvError):
-            return find_task(candidate)
+            return find_task(candidate, imports=False)  # a file says it
     return None
 
 
 def _told_by_run(path: Path) -> list[str]:
     """The task of a finished run, which its online data are of."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        return [str(manifest["task"]["id"])]
+        return [str(read_json(path / "manifest.json", root=path)["task"]["id"])]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -31,6 +31,7 @@ from o2o_smooth.envs.compat import kitchen_goal, kitchen_positions
 from o2o_smooth.envs.make import obs_layout
 from o2o_smooth.envs.tasks import WIDER, Task
 from o2o_smooth.errors import DataError, EnvError
+from o2o_smooth.reading import opened
 
 NAMESPACES = ("D4RL/", "mujoco/")
 """Of Minari's server: sets under these names are Minari's."""
@@ -147,8 +148,8 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     """
     path = folder / "data" / "metadata.json"
     try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise Broken("metadata.json is larger than any metadata")
+        with opened(path, _LARGEST_JSON):
+            pass  # its size and kind alone: what others wrote may hold NaN
         metadata = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise Broken(f"metadata.json: {' '.join(str(error).split()) or 'nested too deeply'}") from error

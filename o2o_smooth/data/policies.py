@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from o2o_smooth.data.arrays import read_arrays
 from o2o_smooth.errors import DataError
 
 Array = NDArray[np.float64]
@@ -27,9 +28,7 @@ class ArrayPolicy:
 
     def __init__(self, path: Path) -> None:
         try:
-            with path.open("rb") as file:
-                archive = np.load(file, allow_pickle=False)
-                arrays: dict[str, Any] = {key: archive[key] for key in archive.files}
+            arrays: dict[str, Any] = dict(read_arrays(path))
         except FileNotFoundError:
             raise DataError(f"there is no policy file {path}") from None
         except Exception as error:  # whatever numpy, zipfile and zlib make of a broken file

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import uuid
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from minari.data_collector import EpisodeBuffer
 from numpy.typing import NDArray
 
+from o2o_smooth.data.arrays import read_arrays
 from o2o_smooth.data.batch import FloatArray
 from o2o_smooth.envs.make import Env
 from o2o_smooth.errors import DataError, EnvError
@@ -378,9 +378,7 @@ def read_recordings(file: Path) -> list[Recording]:
         DataError: The file is absent or broken.
     """
     try:
-        with file.open("rb") as handle:
-            archive = np.load(handle, allow_pickle=False)
-            arrays: dict[str, NDArray[Any]] = {key: archive[key] for key in archive.files}
+        arrays = read_arrays(file)
         lengths = arrays["length"]
         stops = np.cumsum(lengths)
         recordings: list[Recording] = []
@@ -392,5 +390,5 @@ def read_recordings(file: Path) -> list[Recording]:
             numbers = (int(arrays[name][i]) for name in _OF_EPISODES)
             recordings.append(Recording(observations, actions, rewards, terminations, truncations, *numbers))
         return recordings
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever numpy, zipfile and zlib make of a broken file
         raise DataError(f"{file} is absent or broken ({type(error).__name__})") from error

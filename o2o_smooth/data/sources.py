@@ -25,6 +25,7 @@ from o2o_smooth.data.installed import GENERATED, is_installed
 from o2o_smooth.data.minari_sets import from_minari, is_id
 from o2o_smooth.envs.tasks import Task, find_task
 from o2o_smooth.errors import DataError
+from o2o_smooth.reading import check_inside
 
 HDF5 = (".hdf5", ".h5")
 ONLINE_FOLDER = "online"
@@ -122,6 +123,11 @@ def read_path(
         return from_minari(path, task=task, provenance=provenance, progress=progress)
     online = sorted((path / ONLINE_FOLDER).glob("seed-*.hdf5"), key=_seed)
     if online:
+        for file in online:
+            try:
+                check_inside(file, path)
+            except ValueError as error:
+                raise DataError(f"{path}: {error}") from None
         return from_hdf5(online, task=task, id=str(path), provenance=provenance, progress=progress)
     if (path / "manifest.json").is_file():
         raise DataError(f"run {path} kept no online data: it had no online steps, or ran with --no-save-online")

@@ -13,7 +13,8 @@ import importlib
 import io
 import math
 import os
-import tomllib
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import ArrayLike, NDArray
 
 from o2o_smooth.errors import EnvError
+from o2o_smooth.reading import read_toml
 
 DOMAINS = ("mujoco", "antmaze", "adroit", "kitchen", "pointmaze", "corridor", "other")
 ROBOTICS = ("antmaze", "adroit", "kitchen", "pointmaze")
@@ -141,10 +143,10 @@ def tasks_from_toml(path: Path) -> tuple[Task, ...]:
         EnvError: The file is absent or broken, or a row has an unknown key or a bad value; the text names it.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = read_toml(path)
     except FileNotFoundError:
         raise EnvError(f"task file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise EnvError(f"task file {path} cannot be read: {error}") from None
     rows = content.get("task", [content])
     rows = rows if isinstance(rows, list) else [rows]
@@ -212,11 +214,16 @@ def known_tasks() -> tuple[Task, ...]:
     return tuple(_TASKS.values())
 
 
-def find_task(name: str) -> Task:
+def find_task(name: str, *, imports: bool = True) -> Task:
     """Find a task by D4RL id, Minari id, the id of a registered gymnasium environment, or a TOML file of one's own.
 
     An environment of several tasks gives a task of its own, with their references and without their datasets. Of a file
     with several tasks, `FILE.toml#ID` names one.
+
+    Args:
+        name: The name.
+        imports: Import the module that `module:Id` names, which runs its code. False: where a file gives the name and
+            not the user, one that no module has registered yet is an error.
 
     Raises:
         EnvError: Nothing has this name; the text names close matches.
@@ -224,7 +231,12 @@ def find_task(name: str) -> Task:
     _register_users()
     file, _, wanted = name.partition("#")
     if file.endswith(".toml"):
-        return _of_file(Path(file), wanted)
+        task = _of_file(Path(file), wanted)
+        if not imports:
+            check_imported(task.env_id, name)
+        return task
+    if not imports:
+        check_imported(name, name)
     if name in _NAMES:
         return _TASKS[_NAMES[name]]
     if name in _DATASETS:
@@ -248,6 +260,24 @@ def _of_file(path: Path, wanted: str) -> Task:
     if wanted and wanted not in found:
         raise EnvError(f"{path} holds no task {wanted!r}; it holds {', '.join(found)}")
     return found[wanted or next(iter(found))]
+
+
+def check_imported(env_id: str, name: str) -> None:
+    """Refuse `module:Id` where the module is not among the imported ones: importing it would run its code.
+
+    Args:
+        env_id: An environment's id.
+        name: The task that the user would have to name.
+
+    Raises:
+        EnvError: It is not.
+    """
+    module = env_id.rpartition(":")[0]
+    if module and module not in sys.modules:
+        raise EnvError(
+            f"a file names the environment {env_id!r}, and importing {module!r} would run its code: if you trust it, "
+            f"say so with --task {shlex.quote(name)}"
+        )
 
 
 def find_spec(env_id: str) -> EnvSpec | None:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -67,6 +68,7 @@ def load() -> ctypes.CDLL:
         raise BuildError("there is no C compiler; install gcc (apt install gcc, dnf install gcc, conda install gcc)")
     key = hashlib.sha256("\0".join([source, *FLAGS, cc, _version(cc), _processor()]).encode()).hexdigest()[:16]
     path = cache_folder() / f"kernels-{key}.so"
+    check_folder(path.parent)
     if not path.is_file():
         try:
             _build(cc, source, path)
@@ -90,6 +92,24 @@ def check_owner(path: Path) -> None:
         raise BuildError(f"{path} belongs to another user; set {CACHE} to a folder of your own")
     if status.st_mode & 0o022:
         raise BuildError(f"{path} can be written by others; remove it, or set {CACHE} to a folder of your own")
+
+
+def check_folder(folder: Path) -> None:
+    """Who can write to the folder could put another library there between the look at it and its loading.
+
+    Raises:
+        BuildError: Somebody else can. (With the sticky bit, as /tmp has it, nobody can replace what is ours.)
+    """
+    try:
+        status = folder.stat()
+    except OSError:  # it is made, for us alone
+        return
+    if status.st_uid not in (os.getuid(), 0):
+        raise BuildError(f"the folder {folder} belongs to another user; set {CACHE} to a folder of your own")
+    if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
+        raise BuildError(
+            f"the folder {folder} can be written by others: chmod go-w {folder}, or set {CACHE} to another"
+        )
 
 
 def _share_openmp() -> None:

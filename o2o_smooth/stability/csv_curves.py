@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from o2o_smooth.errors import DataError
+from o2o_smooth.reading import MIB, Unreadable, read_text
 from o2o_smooth.stability.curves import Curve, Unit
 
 COLUMNS = ("run", "arm", "seed", "env_steps", "score")
 """The columns that a file must have, in any order."""
 
+LARGEST = 256 * MIB
 OPTIONAL = ("spread", "episodes")
 """Standard deviation over the episodes of an evaluation (in the unit of the score) and their number: with these there
 is a null dip."""
@@ -48,9 +50,9 @@ def read_csv_curves(path: Path, *, unit: Unit = "score") -> tuple[list[Curve], l
         DataError: The file is absent or broken; the line, the column and what to do are named.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not text in UTF-8 ({error.reason}): save it as CSV") from None
+        text = read_text(path, LARGEST, pipes=True).removeprefix("\ufeff")
+    except Unreadable as error:
+        raise DataError(f"{path} cannot be read ({error}): save it as CSV, text in UTF-8") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): give a CSV file with a header line") from None
     header, records = _records(path, text)
@@ -126,6 +128,10 @@ def _point(path: Path, line: int, row: dict[str, str]) -> tuple[tuple[str, str, 
     for column in ("run", "arm"):
         if not row[column]:
             raise wrong(column, f"is empty; name the {column}")
+        if not row[column].isprintable():
+            raise DataError(
+                f"{path}, line {line}, column {column}: {row[column]!r} holds control characters; leave them out"
+            )
     seed, steps = number("seed"), number("env_steps")
     if not seed.is_integer():
         raise wrong("seed", "is not a whole number; number the seeds")

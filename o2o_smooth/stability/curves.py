@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from o2o_smooth.errors import O2OError
+from o2o_smooth.reading import Unreadable, check_inside, read_json, read_json_lines, understood
 from o2o_smooth.stability.origin import Origin, read_origin
 
 FloatArray = NDArray[np.float64]
@@ -20,6 +20,8 @@ Unit = Literal["score", "return"]
 
 EVALUATIONS = "evaluations.jsonl"
 MANIFEST = "manifest.json"
+_LARGEST = 1e30
+"""Of steps and returns; pictures and sums overflow beyond."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +79,11 @@ def read_curves(run_dir: Path, arm: str | None = None) -> list[Curve]:
     rows = _read_rows(run_dir)
     unit, scale = _unit(rows)
     manifest = _read_manifest(run_dir)
-    origin = _origin(manifest, rows, unit)
+    origin = _origin(run_dir, manifest, rows, unit)
     if arm is None:
         arm = name if isinstance(name := manifest.get("arm"), str) else run_dir.name
+        if not arm.isprintable():
+            raise O2OError(f"{run_dir / MANIFEST}: the arm's name {arm!r} holds control characters; edit them out")
     curves = []
     for seed, mine in _by_seed(row for row in rows if row["phase"] in ("switch", "online")).items():
         points = {float(row["env_steps"]): row for row in mine}
@@ -110,7 +114,7 @@ def read_pretraining(run_dir: Path) -> list[PretrainCurve]:
     """
     rows = _read_rows(run_dir)
     unit, _ = _unit(rows)
-    origin = _origin(_read_manifest(run_dir), rows, unit)
+    origin = _origin(run_dir, _read_manifest(run_dir), rows, unit)
     curves = []
     for seed, mine in _by_seed(row for row in rows if row["phase"] == "offline").items():
         points = {float(row["updates"]): row for row in mine}
@@ -123,34 +127,52 @@ def read_pretraining(run_dir: Path) -> list[PretrainCurve]:
 def _read_rows(run_dir: Path) -> list[dict[str, Any]]:
     """The rows of `evaluations.jsonl`. A last line without its end is a write that was cut, and not counted."""
     path = run_dir / EVALUATIONS
+    rows: list[dict[str, Any]] = []
     try:
-        text = path.read_text(encoding="utf-8")
+        check_inside(path, run_dir)
+        for number, row in read_json_lines(path):
+            _check_row(f"{path}, line {number}", row)
+            rows.append(row)
     except OSError as error:
         raise O2OError(f"{path} cannot be read ({error.strerror}): is {run_dir} a run folder?") from error
-    lines = text.split("\n")[:-1]
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            _ = row["phase"], row["env_steps"], row["updates"], row["seed"], row["return_mean"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise O2OError(f"{path}, line {number} is not an evaluation: {error!r}") from error
-        rows.append(row)
+    except Unreadable as error:
+        what = "cannot be read" if error.line is None else f"line {error.line} is not an evaluation"
+        raise O2OError(f"{path}{' ' if error.line is None else ', '}{what}: {error}") from error
     return rows
+
+
+def _check_row(where: str, row: Any) -> None:
+    """Refuse what is no evaluation."""
+    try:
+        places = [row["env_steps"], row["updates"], row["seed"]]
+        values = [row["return_mean"], *(row.get(name) for name in ("score", "return_std", "episodes"))]
+        numbers = [*places, *(value for value in values if value is not None)]
+        if not all(isinstance(number, int | float) for number in numbers) or not all(map(math.isfinite, places)):
+            raise ValueError("a value is no number")
+        if row.get("episodes") is not None and row["episodes"] < 1:
+            raise ValueError("there are no episodes behind it")
+        if max(abs(number) for number in numbers) > _LARGEST:
+            raise ValueError(f"a value is beyond {_LARGEST:g}")
+        if not isinstance(row["phase"], str) or not isinstance(row.get("provenance", ""), str | None):
+            raise ValueError("phase or provenance is no text")
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise O2OError(f"{where} is not an evaluation: {error!r}") from error
 
 
 def _read_manifest(run_dir: Path) -> dict[str, Any]:
     """The run's manifest; empty where there is none that can be read."""
     try:
-        manifest = json.loads((run_dir / MANIFEST).read_text(encoding="utf-8"))
+        return read_json(run_dir / MANIFEST, root=run_dir)
     except (OSError, ValueError):
         return {}
-    return manifest if isinstance(manifest, dict) else {}
 
 
-def _origin(manifest: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], unit: Unit) -> dict[str, Any]:
+def _origin(
+    run_dir: Path, manifest: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], unit: Unit
+) -> dict[str, Any]:
     """The fields of `Origin`."""
-    origin = vars(read_origin(manifest, unit))
+    with understood(run_dir / MANIFEST, "a run"):
+        origin = vars(read_origin(manifest, unit))
     if origin["provenance"] is None:
         told = (row["provenance"] for row in reversed(rows) if row.get("provenance") is not None)
         origin |= {"provenance": next(told, None)}

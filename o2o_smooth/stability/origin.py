@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from o2o_smooth.errors import DataError
 
 K = TypeVar("K", bound=Hashable)
+_LARGEST = 1e30
 AND = " + "
 """Between the names where the seeds of one arm come from several sets."""
 
@@ -73,6 +74,12 @@ def read_origin(manifest: Mapping[str, Any], unit: str) -> Origin:
     dataset = manifest.get("dataset")
     block = manifest.get("score") or score_block(manifest.get("task") or {}, dataset)
     random, expert, source = (block["references"][name] for name in ("random", "expert", "source"))
+    texts = (block["provenance"], dataset["id"] if dataset else None, source)
+    values = (random, expert, block[f"behaviour_{unit}"])
+    if not all(isinstance(text, str | None) for text in texts):
+        raise ValueError("its score's provenance, dataset or source is no text")
+    if not all(v is None or (isinstance(v, int | float) and abs(v) < _LARGEST) for v in values):
+        raise ValueError("its score's references or data are no numbers")
     return Origin(
         provenance=block["provenance"],
         dataset=dataset["id"] if dataset else None,

@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike
 from o2o_smooth.files import written_whole
 from o2o_smooth.stability.lettering import GREY, INK, Label, amount, headings, label_right
 from o2o_smooth.stability.path import interval
-from o2o_smooth.stability.sheet import COLOURS
+from o2o_smooth.stability.sheet import COLOURS, literal
 
 
+@literal
 def plot_path(shares: ArrayLike, scores: ArrayLike, path: Path, *, title: str, subtitle: str, unit: str) -> Path:
     """Draw a thin line a seed, a thick one for their mean with its 95 % interval, and the level of the lower end.
 

@@ -16,7 +16,7 @@ from o2o_smooth.stability import sheet
 from o2o_smooth.stability.curves import Curve, PretrainCurve, Unit
 from o2o_smooth.stability.lettering import GREY, INK, LABEL_SIZE, Label, amount, count, headings, label_right
 from o2o_smooth.stability.origin import Origin, check_comparable, offline_data, provenances
-from o2o_smooth.stability.sheet import arm_colours, dress, log_time, new_figure
+from o2o_smooth.stability.sheet import arm_colours, dress, literal, log_time, new_figure
 
 FloatArray = NDArray[np.float64]
 Weights = Mapping[str, tuple[ArrayLike, ArrayLike]]
@@ -29,6 +29,7 @@ _Y_LABEL: dict[Unit, str] = {
 }
 
 
+@literal
 def plot_switch(
     arms: Mapping[str, Sequence[Curve]],
     path: Path,
@@ -59,6 +60,7 @@ def plot_switch(
     return _save(figure, path)
 
 
+@literal
 def switch_figure(
     arms: Mapping[str, Sequence[Curve]],
     *,
@@ -109,6 +111,7 @@ def switch_figure(
     return figure
 
 
+@literal
 def plot_run(
     curves: Sequence[Curve],
     path: Path,

@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 
 from o2o_smooth.errors import O2OError
 from o2o_smooth.files import written_whole
+from o2o_smooth.reading import read_json
 from o2o_smooth.stability.compared import Comparison
 from o2o_smooth.stability.origin import offline_data
 from o2o_smooth.stability.page import About, arm_sentences, interval_words, render_page, sentences
 from o2o_smooth.stability.panels import bands, spread_figure
 from o2o_smooth.stability.plots import switch_figure
-from o2o_smooth.stability.sheet import save
+from o2o_smooth.stability.sheet import literal, save
 from o2o_smooth.stability.signal_names import told_elsewhere
 from o2o_smooth.stability.signal_panels import audits_figure, signals_figure
 from o2o_smooth.stability.signals import STEPS, SignalLines, distinct, mean_line
@@ -99,6 +100,7 @@ def ramp_end(comparison: Comparison) -> float | None:
     return ends.pop() if len(ends) == 1 else None
 
 
+@literal
 def make_figures(
     comparison: Comparison,
     signals: Mapping[str, Mapping[str, SignalLines]],
@@ -202,10 +204,10 @@ def _audited(
 
 def _ours(out: Path) -> bool:
     try:
-        found = json.loads((out / NUMBERS).read_text(encoding="utf-8"))
+        found = read_json(out / NUMBERS, root=out)
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and found.get("made_by") == MADE_BY
+    return found.get("made_by") == MADE_BY
 
 
 def _json(value: Any) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,11 +18,25 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from o2o_smooth.files import written_whole
 from o2o_smooth.stability.lettering import INK, count, ticks
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, told apart with every common colour blindness; after seven arms the line style changes."""
 
 STYLES = ("-", "--", ":")
 FAINT, AXIS, PAPER = "#E6E6E6", "#B0B0B0", "#FFFFFF"
+
+
+def literal(draw: Callable[P, R]) -> Callable[P, R]:
+    """Draw texts as they are: a name with two dollar signs in it is a name, not a formula."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
+        with matplotlib.rc_context({"text.parse_math": False}):
+            return draw(*args, **kwargs)
+
+    return drawn
 
 
 def new_figure(*, height: float) -> Figure:
@@ -78,6 +95,6 @@ def dress(axes: Axes) -> None:
 def save(figure: Figure, path: Path) -> Path:
     """Write the picture beside its place and move it there."""
     path = Path(path)
-    with written_whole(path) as temporary:
+    with written_whole(path) as temporary, matplotlib.rc_context({"text.parse_math": False}):
         figure.savefig(temporary, format=path.suffix.lstrip(".").lower() or "png")
     return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from o2o_smooth.errors import DataError
+from o2o_smooth.reading import Unreadable, check_inside, read_json_lines
 
 FloatArray = NDArray[np.float64]
 SignalLines = dict[int, tuple[FloatArray, FloatArray]]
@@ -32,6 +32,9 @@ SINCE = "switch/updates"
 
 _ROUNDING = 1e-5
 """A signal that moves by less than this share of its size stands still."""
+
+_LARGEST = 1e30
+"""What is beyond is a gap as NaN is; pictures and sums overflow there."""
 
 NOT_SIGNALS = ("env_steps", "updates", "seed", "phase")
 
@@ -62,13 +65,13 @@ def read_signals(path: Path, wanted: Sequence[str], *, against: Axis = "env_step
         seed, moment = int(row["seed"]), (float(row["env_steps"]), float(row.get("updates", 0)))
         moments.setdefault(seed, set()).add(moment)
         since = row.get(SINCE)
-        start = moment[1] - since if isinstance(since, int | float) else moment[1]
+        start = moment[1] - since if isinstance(since, int | float) and abs(since) <= _LARGEST else moment[1]
         first[seed] = min(start, first.get(seed, start))
         for name, value in row.items():
             named = name == STEPS if name in NOT_SIGNALS else not wanted or name.startswith(tuple(wanted))
             if not named or (name == STEPS and against != "updates"):
                 continue
-            if isinstance(value, int | float) and math.isfinite(value):
+            if isinstance(value, int | float) and abs(value) <= _LARGEST:  # NaN is not
                 found.setdefault(name, {}).setdefault(seed, {})[moment] = float(value)
     places = {
         seed: {moment: moment[1] - first[seed] for moment in own} if against == "updates" else _spread(own)
@@ -137,18 +140,31 @@ def _equal(a: Mapping[str, SignalLines], b: Mapping[str, SignalLines]) -> bool:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        check_inside(path, path.parent)
+        for number, row in read_json_lines(path):
+            _check_row(f"{path}, line {number}", row)
+            yield row
     except FileNotFoundError:
         return
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            _ = float(row["env_steps"]), int(row["seed"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(
-                f"{path}, line {number} is not a row of numbers ({error!r}): delete the line, or the file, whose panel "
-                "is then left out"
-            ) from error
-        yield row
+    except Unreadable as error:
+        if error.line is not None:
+            raise _no_row(f"{path}, line {error.line}", error) from error
+        raise DataError(f"{path} cannot be read: {error}; delete the file, whose panel is then left out") from error
+
+
+def _check_row(where: str, row: Any) -> None:
+    """Refuse a row whose place cannot be told."""
+    try:
+        places = float(row["env_steps"]), int(row["seed"]), float(row.get("updates", 0))
+        if not all(map(math.isfinite, places)) or max(map(abs, places)) > _LARGEST:
+            raise ValueError("steps and updates are finite numbers")
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise _no_row(where, error) from error
+
+
+def _no_row(where: str, error: Exception) -> DataError:
+    return DataError(
+        f"{where} is not a row of numbers ({error!r}): delete the line, or the file, whose panel is then left out"
+    )

@@ -35,7 +35,7 @@ def figure_svg(figure: Figure, description: str) -> str:
     """
     out = io.StringIO()
     # Texts as texts, and names that are the same every time; matplotlib has no other place to say so.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": description}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": description, "text.parse_math": False}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]

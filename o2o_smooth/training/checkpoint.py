@@ -15,7 +15,9 @@ from o2o_smooth.agents import Agent, AgentConfig
 from o2o_smooth.agents.networks import Precision
 from o2o_smooth.agents.storage import load_agent, read_json, save_agent
 from o2o_smooth.errors import CheckpointError
+from o2o_smooth.reading import check_inside
 from o2o_smooth.training.config import RunConfig
+from o2o_smooth.training.suspicion import check_record
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,14 @@ def save_checkpoint(
 def inherited(config: RunConfig[Any]) -> dict[str, Any]:
     """The settings that a fork takes over unless it is told otherwise: how to interact, learn and evaluate."""
     names = ("num_envs", "utd", "batch_size", "update_after", "buffer_size", "vectorizer")
-    task, mark, row = config.task.partition("#")
-    where = f"{Path(task).resolve()}{mark}{row}" if task.endswith(".toml") else config.task
+    where = named_by_path(config.task)
     return {name: getattr(config, name) for name in names} | asdict(config.evaluation) | {"task": where}
+
+
+def named_by_path(name: str) -> str:
+    """A task's name that means the same in every folder: a row of one's own by its file's whole path."""
+    task, mark, row = name.partition("#")
+    return f"{Path(task).resolve()}{mark}{row}" if task.endswith(".toml") else name
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -71,11 +78,20 @@ def find_checkpoint(path: Path) -> Path:
     """
     for candidate in (path, path / "checkpoints" / "switch"):
         if (candidate / "run.json").is_file():
+            _check_inside(candidate, path)
             return candidate
     raise CheckpointError(
         f"{path} holds no checkpoint of a switch; give a run folder or its checkpoints/switch "
         f"(made by o2o-smooth run with offline updates)"
     )
+
+
+def _check_inside(folder: Path, path: Path) -> None:
+    """Refuse a checkpoint that a link takes out of its run's folder."""
+    try:
+        check_inside(folder, path)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def load_checkpoint(
@@ -136,7 +152,9 @@ def read_record(folder: Path) -> SwitchRecord:
     Raises:
         CheckpointError: It is absent or broken.
     """
+    content = read_json(folder / "run.json")
     try:
-        return SwitchRecord(**read_json(folder / "run.json"))
-    except TypeError as error:
+        check_record(content)
+        return SwitchRecord(**content)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise CheckpointError(f"{folder / 'run.json'} does not describe a switch: {error}") from None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from o2o_smooth.errors import ConfigError
+from o2o_smooth.reading import read_toml as parse
 
 
 def unknown(kind: str, name: str, choices: Mapping[str, object]) -> str:
@@ -27,10 +27,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: The file is absent or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse(path)
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from None
 
 

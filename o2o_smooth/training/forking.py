@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from o2o_smooth.errors import CheckpointError, ConfigError
+from o2o_smooth.reading import parse_toml
 from o2o_smooth.stability.arms import role_of
 from o2o_smooth.training.checkpoint import find_checkpoint
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig, apply_values
@@ -24,6 +24,7 @@ from o2o_smooth.training.ramps import COMPONENT_SCHEDULES
 CONTROLS = ("stay", "jump, mixed batch", "jump to floor 0.2")
 """Names of the controls, without the A/A pair's second arm."""
 FLOOR = "floor:0.2+jump"
+_LONGEST = 200  # characters of a name; file systems take 255 bytes, some of which our own files need
 AGAIN = " (A/A)"
 """Behind the name of the arm that an A/A pair repeats."""
 
@@ -97,8 +98,8 @@ def parse_arm(text: str, base: RunConfig[Any]) -> ForkArm:
 def _value(text: str) -> Any:
     """Numbers, truth values and lists as TOML has them; everything else is text."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 
@@ -159,6 +160,11 @@ def check_arms(arms: Sequence[ForkArm]) -> None:
     for arm in arms:
         if not arm.folder:
             raise ConfigError(f"arm '{arm.name}' has no letter or number for the name of its folder; give name=...")
+        if not arm.name.isprintable() or len(arm.folder) > _LONGEST:
+            raise ConfigError(
+                f"the name of arm {arm.name[:80]!r} is longer than {_LONGEST} characters or holds control characters; "
+                f"give name=..."
+            )
         other = folders.setdefault(arm.folder.casefold(), arm.name)
         if other is not arm.name or [a.name for a in arms].count(arm.name) > 1:
             named = f"two arms are called '{arm.name}'" if other == arm.name else f"arms '{other}' and '{arm.name}'"

@@ -15,6 +15,7 @@ import torch
 
 import o2o_smooth
 from o2o_smooth.data.sources import Dataset
+from o2o_smooth.redaction import redacted_words
 from o2o_smooth.stability.origin import score_block
 from o2o_smooth.training.prepare import Arm, Prepared, needs_dataset
 
@@ -34,7 +35,7 @@ def make_manifest(prepared: Prepared, arm: Arm | None = None) -> dict[str, Any]:
         "format": 1,
         "arm": (arm or prepared.arms[0]).name,
         "status": "running",
-        "command": sys.argv,
+        "command": redacted_words(sys.argv),
         "config": config.to_dict(),
         "task": {**task, "reward_scale": prepared.reward_map.scale, "reward_shift": prepared.reward_map.shift},
         "dataset": dataset,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,6 +25,7 @@ from o2o_smooth.training.manifest import describe_dataset, make_manifest, now
 from o2o_smooth.training.online_data import write_online
 from o2o_smooth.training.prepare import Arm, Prepared
 from o2o_smooth.training.progress import ProgressSink
+from o2o_smooth.training.replacing import remove_run
 from o2o_smooth.training.tracking import LocalFiles, Sink, Tracker, open_sinks
 from o2o_smooth.training.tracking.summary import stability_rows
 
@@ -65,8 +65,8 @@ class Output:
 
     def open_sinks(self) -> None:
         """Make the manifest and open what else was asked for; a sink that is not installed is an error."""
-        if self.config.overwrite and self.out.is_dir():
-            shutil.rmtree(self.out)
+        if self.config.overwrite:
+            remove_run(self.out)
         self.manifest = make_manifest(self.prepared, self.arm)
         self._sinks = open_sinks(
             self.out,

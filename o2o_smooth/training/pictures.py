@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from o2o_smooth.errors import O2OError
+from o2o_smooth.reading import check_inside, read_json, read_json_lines, understood
 from o2o_smooth.smoothing import parse_schedule, rule_name
 from o2o_smooth.stability.curves import Curve, read_curves, read_pretraining
 from o2o_smooth.stability.origin import Origin, offline_data
 from o2o_smooth.stability.plots import plot_run, plot_switch
+from o2o_smooth.training.suspicion import check_manifest
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:
@@ -24,19 +25,32 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
         O2OError: It is absent or broken.
     """
     try:
-        manifest: dict[str, Any] = json.loads((run_dir / "manifest.json").read_text(encoding="utf-8"))
+        return read_json(run_dir / "manifest.json", root=run_dir)
     except (OSError, ValueError) as error:
-        raise O2OError(f"{run_dir} is not a run folder: {error}") from None
+        raise O2OError(f"{run_dir} is not a run folder: manifest.json cannot be read ({error})") from None
+
+
+def read_checked(run_dir: Path) -> dict[str, Any]:
+    """The manifest of a run folder, which has all that tables and pictures need.
+
+    Raises:
+        O2OError: It is absent or broken, or lacks something.
+    """
+    manifest = read_manifest(run_dir)
+    with understood(run_dir / "manifest.json", "a run"):
+        check_manifest(manifest)
     return manifest
 
 
 def read_weight(run_dir: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """The actor's weight over online steps, mean over seeds; None where nothing was logged."""
     by_step: dict[float, list[float]] = {}
-    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if row["phase"] == "online" and row.get("smoothing/actor_weight") is not None:
-            by_step.setdefault(float(row["env_steps"]), []).append(float(row["smoothing/actor_weight"]))
+    path = run_dir / "metrics.jsonl"
+    with understood(path, "a run's metrics"):
+        check_inside(path, run_dir)
+        for _, row in read_json_lines(path):
+            if row["phase"] == "online" and row.get("smoothing/actor_weight") is not None:
+                by_step.setdefault(float(row["env_steps"]), []).append(float(row["smoothing/actor_weight"]))
     if not by_step:
         return None
     steps = sorted(by_step)
@@ -64,7 +78,7 @@ def draw_run(run_dir: Path) -> Path:
     Raises:
         O2OError: The folder is not a run.
     """
-    manifest = read_manifest(run_dir)
+    manifest = read_checked(run_dir)
     smoothing = manifest["config"]["smoothing"]
     curves = read_curves(run_dir)
     curves = [c for c in curves if len(c.env_steps) > 1]
@@ -101,7 +115,7 @@ def draw_arms(
     bare = [name for name, found in curves.items() if not found]
     if bare:
         raise O2OError(f"{arms[bare[0]]} has no evaluations after the switch")
-    manifests = {name: read_manifest(folder) for name, folder in arms.items()}
+    manifests = {name: read_checked(folder) for name, folder in arms.items()}
     weights = {name: weight for name, folder in arms.items() if (weight := read_weight(folder)) is not None}
     ends = [end for manifest in manifests.values() if (end := ramp_end(manifest)) is not None]
     plot_switch(

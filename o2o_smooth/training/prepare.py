@@ -27,6 +27,7 @@ from o2o_smooth.training.hygiene import require_fits
 from o2o_smooth.training.memory import Shape
 from o2o_smooth.training.memory_check import MemoryCheck
 from o2o_smooth.training.progress import ProgressSink, when_slow
+from o2o_smooth.training.replacing import check_replaceable
 from o2o_smooth.training.sharing import Members, make_members, require_shared
 
 RETURN_RANGE = 1000.0
@@ -288,8 +289,7 @@ def check_out(out: Path, config: RunConfig[Any]) -> None:
     if out.is_dir() and any(out.iterdir()):
         if not config.overwrite:
             raise ConfigError(f"{out} is not empty; choose another --out, or --overwrite to replace the run there")
-        if not (out / "manifest.json").is_file():
-            raise ConfigError(f"{out} is not empty and not a run; --overwrite replaces runs only, choose another --out")
+        check_replaceable(out)
         if config.pretrained is not None and out.resolve() in [
             p.resolve() for p in (Path(config.pretrained), *Path(config.pretrained).parents)
         ]:

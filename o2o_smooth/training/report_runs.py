@@ -18,7 +18,7 @@ from o2o_smooth.stability.curves import Curve, read_curves
 from o2o_smooth.stability.signals import SignalLines, read_signals
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.config_hygiene import TREATMENTS
-from o2o_smooth.training.pictures import read_manifest
+from o2o_smooth.training.pictures import read_checked
 from o2o_smooth.training.ramps import COMPONENT_SCHEDULES, ramp_length
 
 AUDIT = "audit.jsonl"
@@ -91,7 +91,10 @@ def read_runs(folders: Sequence[tuple[str | None, Path]]) -> Runs:
     manifests: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
     offline: list[Path] = []
     for name, folder in folders:
-        manifest = read_manifest(folder)
+        manifest = read_checked(folder)
+        groups = [group for group, default in _DEFAULTS.items() if isinstance(default, dict)]
+        if odd := [group for group in groups if not isinstance(manifest["config"].get(group) or {}, dict)]:
+            raise O2OError(f"{folder / 'manifest.json'} does not describe a run: config's {odd[0]} is no table")
         found = [curve for curve in read_curves(folder, arm=name) if len(curve.env_steps) > 1]
         if not found:
             offline.append(folder)

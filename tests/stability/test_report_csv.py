@@ -91,7 +91,7 @@ def test_a_bad_file_is_named_by_line_and_column_with_the_cure(tmp_path: Path, te
 
 def test_a_file_that_is_no_text_or_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes(b"\xff\xfe\x00r\x00")
-    with pytest.raises(DataError, match=r"x.csv is not text in UTF-8"):
+    with pytest.raises(DataError, match=r"x.csv cannot be read \(it is not text in UTF-8"):
         read_csv_curves(tmp_path / "x.csv")
     with pytest.raises(DataError, match=r"y.csv cannot be read \(No such file"):
         read_csv_curves(tmp_path / "y.csv")

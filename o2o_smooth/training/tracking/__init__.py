@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from o2o_smooth.errors import ConfigError
+from o2o_smooth.redaction import one_line, redacted
 from o2o_smooth.training.tracking import tensorboard_sink, wandb_sink
 from o2o_smooth.training.tracking.local import LocalFiles
 from o2o_smooth.training.tracking.scalars import SUMMARY
@@ -113,9 +115,13 @@ def open_sinks(
         warn: Takes one line for each sink that could not be opened.
 
     Raises:
-        ConfigError: The package of a sink is not installed; the text names the extra that brings it. Nothing has been
-            written then, and no sink was opened.
+        ConfigError: The package of a sink is not installed; the text names the extra that brings it. Or the project's
+            name holds a secret. Nothing has been written then, and no sink was opened.
     """
+    if wandb and redacted(project) != project:  # the server and W&B's own log would show it
+        raise ConfigError(
+            "the name of the W&B project looks like a secret, or holds one; choose another --wandb-project"
+        )
 
     def open_wandb() -> Sink:
         return wandb_sink.WandbSink(run_dir, name, config, seeds=seeds, project=project, group=group)
@@ -139,5 +145,5 @@ def open_sinks(
 
 def _dropped(name: str, error: Exception) -> str:
     """The one line about a sink that failed."""
-    cause = " ".join(str(error).split()) or "no reason given"
+    cause = one_line(str(error)) or "no reason given"
     return f"{name} is dropped, the run goes on with its local files: {type(error).__name__}: {cause}"

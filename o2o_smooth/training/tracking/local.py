@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from o2o_smooth.errors import O2OError
+from o2o_smooth.redaction import redacted_values
 
 FILES = {"evaluation": "evaluations.jsonl", "metrics": "metrics.jsonl", "audit": "audit.jsonl"}
 OPENED_LATER = ("audit",)  # with the first row
@@ -71,7 +72,7 @@ class LocalFiles:
             O2OError: The file cannot be written, or the manifest holds something that is no plain value.
         """
         path = self.run_dir / MANIFEST
-        text = json.dumps(plain(manifest), allow_nan=False, indent=2) + "\n"
+        text = json.dumps(redacted_values(plain(manifest)), allow_nan=False, indent=2) + "\n"
         temporary = path.with_name(f".{MANIFEST}.{os.getpid()}.tmp")
         try:
             with temporary.open("w", encoding="utf-8") as file:
@@ -116,6 +117,8 @@ def plain(value: Any) -> Any:
 
 def _open_for_append(path: Path) -> FileIO:
     """The file, open at the end of its last whole line."""
+    if path.is_symlink() and (path.is_file() or not path.exists()):  # where others filled the folder, it leads anywhere
+        raise OSError(f"{path.name} is a link, which is not followed; put the file itself there")
     if path.exists() and path.stat().st_size > 0:
         with path.open("rb+") as file:
             file.seek(-1, os.SEEK_END)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.files import written_whole
+from o2o_smooth.reading import MIB, read_json
+from o2o_smooth.redaction import redacted, redacted_values, redacted_words
 from o2o_smooth.training.tracking.local import plain
 from o2o_smooth.training.tracking.scalars import Scalars, SeedGroups
 
 _ID_FILE = "wandb.json"
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # W&B makes folders and addresses of it
 _RESERVED = 1000  # rows of W&B between two writes of that file
 _FINISH_S = 300.0  # for what is still to be sent at the end of a run; without it a dead network holds the run for ever
 
@@ -68,14 +73,16 @@ class WandbSink:
         known, self._step = _known(self._file)
         # The console is left alone: W&B's capture of it and a live progress display do not mix.
         settings = wandb.Settings(console="off", silent=True, disable_git=True, save_code=False)
+        if redacted_words(sys.argv) != sys.argv:  # W&B would keep the command line
+            settings.x_disable_meta = True
         if "finish_timeout" in type(settings).model_fields:  # not in every version
             settings.finish_timeout, settings.finish_timeout_raises = _FINISH_S, True
         offline = wandb.setup().settings.mode in ("offline", "dryrun")
         self._run = wandb.init(
             project=project,
-            name=name,
+            name=redacted(name),
             group=group,
-            config=plain(config),
+            config=redacted_values(plain(config)),
             dir=run_dir,
             id=known,
             resume="allow" if known is not None and not offline else None,
@@ -127,8 +134,9 @@ class WandbSink:
 def _known(file: Path) -> tuple[str | None, int]:
     """The id under which this run folder was logged before, and W&B's step at which it goes on."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file, MIB, root=file.parent)
         name, step = found["id"], found.get("next_step", 0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError):
         return None, 0
-    return (name, step) if isinstance(name, str) and isinstance(step, int) else (None, 0)
+    sound = isinstance(name, str) and _ID.fullmatch(name) and type(step) is int and 0 <= step < 2**53
+    return (name, step) if sound else (None, 0)
