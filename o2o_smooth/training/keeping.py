@@ -150,8 +150,7 @@ class Keeper:
         for later in [s for s in serials(self.folder) if s > serial]:
             shutil.rmtree(self.folder / f"{later:06d}", ignore_errors=True)
         restore_replaced(self.folder)
-        for left in (self.folder / ROWS).glob(".*.tmp.*"):
-            left.unlink(missing_ok=True)
+        restore_replaced(self.folder / ROWS)
         self.prune()
 
     def clear(self, folders: Sequence[Path]) -> None:

@@ -6,6 +6,7 @@ share a population (`population.run_population`); each then writes the folder th
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,10 +31,11 @@ from o2o_smooth.data.buffer import ReplayBuffer
 from o2o_smooth.data.collect import Collector
 from o2o_smooth.data.normalize import observation_statistics
 from o2o_smooth.data.replay_files import read_rows
+from o2o_smooth.data.sources import ONLINE_FOLDER
 from o2o_smooth.draws import make_draws
 from o2o_smooth.envs import Task, make_vector_env
 from o2o_smooth.envs import state as env_state
-from o2o_smooth.errors import CheckpointError, ParityError
+from o2o_smooth.errors import CheckpointError, EnvError, ParityError
 from o2o_smooth.smoothing import COMPONENTS, JointController, Mix, SmoothingController
 from o2o_smooth.training.audit import Audit, draws_per_row, offline_audit_rows, rhythm, saved_audit_rows
 from o2o_smooth.training.audit_rates import learning_rates, rate_warnings
@@ -189,9 +191,9 @@ class Run:
         except Stopped:
             status = "interrupted"
             raise Interrupted(self.request.number or 0, self.prepared.out) from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # a second Ctrl-C: as it stands
             status = "interrupted"
-            raise
+            raise Interrupted(signal.SIGINT, self.prepared.out) from None
         finally:
             for output in self.outputs:
                 output.close(status if self._diverged in (None, output) else "interrupted")
@@ -207,12 +209,15 @@ class Run:
         """Begin the folders, or go on in them."""
         said: dict[str, Any] | None = None
         if self.resumed:
-            said = {"checkpoint": None} if kept is None else {"checkpoint": kept["phase"], **kept["at"]}
+            said = {"checkpoint": None}
+            if kept is not None and self.kept is not None:
+                said = {"checkpoint": self.kept.serial, "phase": kept["phase"], **kept["at"]}
             if self.keeper is not None:
                 self.keeper.lock()
                 self.keeper.forget_after(0 if self.kept is None else self.kept.serial)
             for output in self.outputs:
-                restore_replaced(output.out / "checkpoints")
+                for folder in (output.out, output.out / "checkpoints", output.out / ONLINE_FOLDER):
+                    restore_replaced(folder)
         for output in self.outputs:
             output.open_sinks(said)
         if self.keeper is not None and not self.resumed:
@@ -645,10 +650,16 @@ class _OnlinePauses:
         run, collector = self.run, self.collector
         state = {
             **capture(),
+            "envs": None,
             "controller": self.controller.state_dict(),
             "audit": None if self.audit is None else self.audit.state(),
             "collector": collector.state(),
-            "envs": None if run._uncaptured is not None else env_state.capture(collector.envs),
         }
+        if run._uncaptured is None:
+            try:
+                state["envs"] = env_state.capture(collector.envs)
+            except EnvError as error:  # an environment that has changed its mind should not cost the run
+                run._uncaptured = str(error)
+                run.progress.note(f"warning: this run, if stopped, resumes with new episodes: {error}")
         run._keep("online", {"online": state}, collector.env_steps, collector.unfinished)
         run.request.check()
