@@ -73,7 +73,7 @@ class Keeper:
     def due(self) -> bool:
         """Whether it is time for a checkpoint; a matter of the clock, so nothing else may depend on it."""
         every = self.config.checkpoint_every
-        return time.monotonic() - self._last >= (max(every, SHARE * self._cost) if every else 0.0)
+        return time.monotonic() - self._last >= (max(every, SHARE * self._cost) if every >= 1 else every)
 
     # Writing
 
