@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -143,6 +144,12 @@ class Supervisor:
         """Go on counting from `state`."""
         self.seeds[env], self.restarts[env] = state["seed"], state["restarts"] or 0
         self._in_a_row[env] = 0
+
+
+def faults_of(envs: Any) -> list[Fault]:
+    """The faults of a vector environment since the last time; none where it is not supervised."""
+    supervisor = getattr(envs, "supervisor", None)
+    return supervisor.take_faults() if isinstance(supervisor, Supervisor) else []
 
 
 def _last_lines(failure: Failure) -> str:
