@@ -69,12 +69,15 @@ class Fault:
     """Restarts of all environments so far, with this one."""
     allowed: int
     """How many there may be."""
+    repeated: bool
+    """Whether its episodes are played again; else the running one is dropped."""
 
     @property
     def text(self) -> str:
         """One line for the user."""
         return (
-            f"environment {self.env} failed: {self.failure.cause}; its episode is dropped and it is made anew "
+            f"environment {self.env} failed: {self.failure.cause}; it is made anew, "
+            f"{'plays its episodes again' if self.repeated else 'its episode is dropped'} "
             f"(restart {self.restarts} of at most {self.allowed})"
         )
 
@@ -126,7 +129,7 @@ class Supervisor:
         if self._in_a_row[env] >= IN_A_ROW:
             raise EnvError(f"{said}; {IN_A_ROW} times in a row without a finished step; {cure}{_last_lines(failure)}")
         self.restarts[env] += 1
-        self._faults.append(Fault(env, failure, total + 1, most))
+        self._faults.append(Fault(env, failure, total + 1, most, self.settings.repeat))
 
     def seed(self, env: int) -> int | None:
         """Seed with which an environment that was made anew begins; of its own seed and restarts alone."""

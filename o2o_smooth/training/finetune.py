@@ -162,6 +162,8 @@ def finetune(
                     recent = returns[m][-10:]
                     if recent:
                         signals[m]["collect/return"] = float(np.mean(recent))
+                    if collector.dropped_episodes[m]:
+                        signals[m]["collect/dropped_episodes"] = float(collector.dropped_episodes[m])
                 observer.log(t, {**info, **cosines}, signals)
                 cosines = {}
             if points and t >= points[0]:

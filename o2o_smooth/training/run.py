@@ -23,12 +23,14 @@ from o2o_smooth.data.collect import Collector
 from o2o_smooth.data.normalize import observation_statistics
 from o2o_smooth.draws import make_draws
 from o2o_smooth.envs import Task, make_vector_env
+from o2o_smooth.envs.supervision import Fault
 from o2o_smooth.errors import ParityError
 from o2o_smooth.smoothing import COMPONENTS, JointController, Mix, SmoothingController
 from o2o_smooth.training.audit import Audit, draws_per_row, offline_audit_rows, rhythm, saved_audit_rows
 from o2o_smooth.training.audit_rates import learning_rates, rate_warnings
 from o2o_smooth.training.checkpoint import SwitchRecord, find_checkpoint
 from o2o_smooth.training.config import RunConfig
+from o2o_smooth.training.env_faults import tell_fault
 from o2o_smooth.training.evaluate import Evaluation, Evaluator
 from o2o_smooth.training.finetune import OnlineSettings, finetune, overlaps
 from o2o_smooth.training.hygiene import TendedLearner
@@ -241,14 +243,27 @@ class Run:
         """What collects, with so many environments per member."""
         config = self.config
         return Collector(
-            make_vector_env(task, self.members * envs, vectorizer=config.vectorizer),
+            make_vector_env(
+                task,
+                self.members * envs,
+                vectorizer=config.vectorizer,
+                supervision=config.environments.supervision(),
+            ),
             self.members,
             buffer,
             reward_map=self.reward_map,
             discount=self.agent.config.discount,
             seeds=seeds,
             overlap=overlaps(config.overlap, config.vectorizer, self.agent.device),
+            on_fault=lambda fault: self._env_failed(fault, fault.env // envs),
         )
+
+    def _env_failed(self, fault: Fault, member: int, *, evaluating: bool = False) -> None:
+        """Tell the runs whose member's environment failed."""
+        phase = "online" if self._controllers else "offline"
+        for output in self.outputs:
+            if member in output.positions(phase):
+                tell_fault(output, fault, evaluating=evaluating)
 
     def check_parity(self) -> None:
         """See `parity`; what came out goes into the manifests.
@@ -349,7 +364,13 @@ class Run:
             self._evaluator = None
         if self._evaluator is None:
             envs = min(evaluation.eval_envs, evaluation.eval_episodes)
-            self._evaluator = Evaluator(self.task, agent.seeds, envs=envs)
+            self._evaluator = Evaluator(
+                self.task,
+                agent.seeds,
+                envs=envs,
+                supervision=self.config.environments.supervision(),
+                on_fault=lambda fault: self._env_failed(fault, fault.env // envs, evaluating=True),
+            )
         with self.learner.acting():
             return self._evaluator.run(agent.act, episodes=episodes, index=index)
 
