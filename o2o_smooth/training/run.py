@@ -30,17 +30,19 @@ from o2o_smooth.data.batch import Batch, FloatArray
 from o2o_smooth.data.buffer import ReplayBuffer
 from o2o_smooth.data.collect import Collector
 from o2o_smooth.data.normalize import observation_statistics
-from o2o_smooth.data.replay_files import read_rows
+from o2o_smooth.data.replay_files import Replay, read_rows
 from o2o_smooth.data.sources import ONLINE_FOLDER
 from o2o_smooth.draws import make_draws
 from o2o_smooth.envs import Task, make_vector_env
 from o2o_smooth.envs import state as env_state
+from o2o_smooth.envs.supervision import Fault
 from o2o_smooth.errors import CheckpointError, EnvError, ParityError
 from o2o_smooth.smoothing import COMPONENTS, JointController, Mix, SmoothingController
 from o2o_smooth.training.audit import Audit, draws_per_row, offline_audit_rows, rhythm, saved_audit_rows
 from o2o_smooth.training.audit_rates import learning_rates, rate_warnings
 from o2o_smooth.training.checkpoint import SwitchRecord, find_checkpoint
 from o2o_smooth.training.config import RunConfig
+from o2o_smooth.training.env_faults import tell_fault
 from o2o_smooth.training.evaluate import Evaluation, Evaluator
 from o2o_smooth.training.finetune import OnlineSettings, finetune, overlaps
 from o2o_smooth.training.hygiene import Hygiene, TendedLearner
@@ -389,8 +391,6 @@ class Run:
                 collector.load_state(kept["collector"])
             else:
                 cut = collector.begin_anew(kept["collector"])
-                if self.keeper is not None:
-                    self.keeper.replay.reopen(self.online_rows.written - n)
                 self._note_cut(cut)
         except BaseException:
             collector.close()
@@ -417,14 +417,27 @@ class Run:
         """What collects, with so many environments per member."""
         config = self.config
         return Collector(
-            make_vector_env(task, self.members * envs, vectorizer=config.vectorizer),
+            make_vector_env(
+                task,
+                self.members * envs,
+                vectorizer=config.vectorizer,
+                supervision=config.environments.supervision(),
+            ),
             self.members,
             buffer,
             reward_map=self.reward_map,
             discount=self.agent.config.discount,
             seeds=seeds,
             overlap=overlaps(config.overlap, config.vectorizer, self.agent.device),
+            on_fault=lambda fault: self._env_failed(fault, fault.env // envs),
         )
+
+    def _env_failed(self, fault: Fault, member: int, *, evaluating: bool = False) -> None:
+        """Tell the runs whose member's environment failed."""
+        phase = "online" if self._controllers else "offline"
+        for output in self.outputs:
+            if member in output.positions(phase):
+                tell_fault(output, fault, evaluating=evaluating)
 
     def check_parity(self) -> None:
         """See `parity`; what came out goes into the manifests.
@@ -527,7 +540,13 @@ class Run:
             self._evaluator = None
         if self._evaluator is None:
             envs = min(evaluation.eval_envs, evaluation.eval_episodes)
-            self._evaluator = Evaluator(self.task, agent.seeds, envs=envs)
+            self._evaluator = Evaluator(
+                self.task,
+                agent.seeds,
+                envs=envs,
+                supervision=self.config.environments.supervision(),
+                on_fault=lambda fault: self._env_failed(fault, fault.env // envs, evaluating=True),
+            )
 
         def act(obs: FloatArray) -> FloatArray:
             self.request.check()
@@ -548,7 +567,7 @@ class Run:
         """Whether a checkpoint is wanted now, or somebody wants to stop."""
         return self.request.number is not None or (self.keeper is not None and self.keeper.due)
 
-    def _keep(self, phase: str, state: Mapping[str, Any], env_steps: int = 0, unfinished: int = 0) -> None:
+    def _keep(self, phase: str, state: Mapping[str, Any], collector: Collector | None = None) -> None:
         """Keep a checkpoint; one of networks that hold NaN would be of no use."""
         keeper = self.keeper
         if keeper is None:
@@ -558,10 +577,9 @@ class Run:
         if broken is not None:
             self.progress.note(f"warning: no checkpoint is kept, '{broken}' is not finite; the last good one stays")
             return
-        online = phase == "online"
         kept = {
             "phase": phase,
-            "at": {"env_steps": env_steps, "updates": self.agent.updates},
+            "at": {"env_steps": 0 if collector is None else collector.env_steps, "updates": self.agent.updates},
             "outputs": [output.state() for output in self.outputs],
             "records": [asdict(record) for record in self._records],
             "mix": None if self.learner.mix is None else self.learner.mix.to_dict(),
@@ -570,7 +588,7 @@ class Run:
         files: dict[str, Any] = {"agent.json": description, "agent.safetensors": tensors}
         if self._hygiene is not None:
             files |= self._hygiene.files()
-        keeper.write(kept, files, self.online_rows if online else None, unfinished)
+        keeper.write(kept, files, None if collector is None else Replay.of(collector))
 
     def _restore_agent(self) -> None:
         """Put the agent of the checkpoint in place of the one there is, and what tends it."""
@@ -661,5 +679,5 @@ class _OnlinePauses:
             except EnvError as error:  # an environment that has changed its mind should not cost the run
                 run._uncaptured = str(error)
                 run.progress.note(f"warning: this run, if stopped, resumes with new episodes: {error}")
-        run._keep("online", {"online": state}, collector.env_steps, collector.unfinished)
+        run._keep("online", {"online": state}, collector)
         run.request.check()
