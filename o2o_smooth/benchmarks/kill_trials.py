@@ -45,10 +45,10 @@ COLUMNS = ("observations", "actions", "rewards", "next_observations", "terminate
 PATIENCE_S = 600.0
 
 RUN = (
-    *("run", "--agent", "td3_bc", "--hidden-dims", "16", "16", "--seeds", "1", "2", "--offline-updates", "400"),
-    *("--online-steps", "600", "--num-envs", "2", "--batch-size", "16", "--log-every", "20", "--utd", "0.5"),
-    *("--eval-episodes", "2", "--switch-episodes", "2", "--eval-envs", "2", "--eval-every", "100"),
-    *("--schedule", "linear", "--ramp-steps", "300", "--auto-resume"),
+    *("run", "--agent", "td3_bc", "--hidden-dims", "16", "16", "--seeds", "1", "2", "--offline-updates", "200"),
+    *("--online-steps", "240", "--num-envs", "2", "--batch-size", "16", "--log-every", "10", "--utd", "0.5"),
+    *("--eval-episodes", "2", "--switch-episodes", "2", "--eval-envs", "2", "--eval-every", "60"),
+    *("--schedule", "linear", "--ramp-steps", "120", "--auto-resume"),
 )
 
 
@@ -153,7 +153,8 @@ def trials(config: TrialsConfig) -> dict[str, Any]:
     if not _data(out).exists():
         _play(config.task, _data(out), np.random.default_rng(config.seed))
     length = _undisturbed(config, left_alone)
-    done = []
+    done: list[Trial] = []
+    outcome: dict[str, Any] = {}
     begun = time.monotonic()
     for number in range(config.trials):
         trial = _trial(config, number, rng, length, out)
@@ -162,9 +163,9 @@ def trials(config: TrialsConfig) -> dict[str, Any]:
         if (number + 1) % 10 == 0 or number + 1 == config.trials:
             bad = sum(bool(t.faults) for t in done)
             print(f"{number + 1} of {config.trials} trials, {bad} with a fault", flush=True)
-    outcome = _outcome(config, done, time.monotonic() - begun)
-    with written_whole(out / "trials.json") as file:
-        file.write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
+            outcome = _outcome(config, done, time.monotonic() - begun)
+            with written_whole(out / "trials.json") as file:
+                file.write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
     return outcome
 
 
