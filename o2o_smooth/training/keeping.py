@@ -54,18 +54,21 @@ class Keeper:
     Args:
         folder: RUN/resume.
         config: Settings.
-        kept: The checkpoint that the run goes on from.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig, kept: Kept | None = None) -> None:
+    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
         self.folder, self.config = folder, config
+        self._cost, self._last = 0.0, time.monotonic()
+        self._lock: Any = None
+        self.go_on(None)
+
+    def go_on(self, kept: Kept | None) -> None:
+        """From a checkpoint, or from none."""
         self._serial = 0 if kept is None else kept.serial
         rows = NO_ROWS if kept is None else kept.rows
         self.replay = ReplayFiles(
-            folder / ROWS, rows["segments"], settled=int(rows["settled"]), unfinished=int(rows["unfinished"])
+            self.folder / ROWS, rows["segments"], settled=int(rows["settled"]), unfinished=int(rows["unfinished"])
         )
-        self._cost, self._last = 0.0, time.monotonic()
-        self._lock: Any = None
 
     # When
 

@@ -12,7 +12,7 @@ import pytest
 
 from o2o_smooth.agents import AGENTS
 from o2o_smooth.envs import find_task, make_env
-from o2o_smooth.training import run as run_module
+from o2o_smooth.training import continued
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
 from o2o_smooth.training.resume import can_resume, resume
 from o2o_smooth.training.stopping import Interrupted, StopRequest
@@ -40,7 +40,7 @@ class StopAt(StopRequest):
 
 @pytest.fixture
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> type[StopAt]:
-    monkeypatch.setattr(run_module, "StopRequest", StopAt)
+    monkeypatch.setattr(continued, "StopRequest", StopAt)
     monkeypatch.setattr(StopAt, "limit", 10**9)
     return StopAt
 

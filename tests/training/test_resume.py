@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from o2o_smooth.agents import AGENTS
+from o2o_smooth.agents import AGENTS, CQLConfig
 from o2o_smooth.envs import state as env_state
 from o2o_smooth.errors import CheckpointError, ConfigError
-from o2o_smooth.training import run as run_module
+from o2o_smooth.training import continued
 from o2o_smooth.training.config import (
     AnchorConfig,
     AveragingConfig,
@@ -50,7 +50,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         PENDULUM,
         "cql",
         {
-            "hyper": AGENTS["cql"].config_class(hidden_dims=(8, 8), cql_actions=2, calibrated=True),
+            "hyper": CQLConfig(hidden_dims=(8, 8), cql_actions=2, calibrated=True),
             "smoothing": SmoothingConfig("linear", ramp_steps=30, ramp_unit="updates", regime="mixed"),
         },
     ),
@@ -153,7 +153,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     often = CheckpointConfig(checkpoint_every=0.0, keep_checkpoints=3)
     changes: dict[str, Any] = {"evaluation": SHORT, "checkpoints": often, "seeds": (3,), "online_steps": 60}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "StopRequest", StopAt)
+        patch.setattr(continued, "StopRequest", StopAt)
         patch.setattr(StopAt, "limit", 10**9)
         run(small(folder / "left-alone", PENDULUM, data, **changes))
         patch.setattr(StopAt, "limit", StopAt.looks - 210)
@@ -261,12 +261,12 @@ def test_two_processes_never_work_on_one_run(stopped: Path) -> None:
 def test_a_new_run_there_is_told_to_resume(stopped: Path) -> None:
     (config,) = read_request(stopped).configs
     with pytest.raises(ConfigError, match=f"o2o-smooth resume {stopped}"):
-        run(config)
+        run(dataclasses.replace(config, out=str(stopped)))
 
 
 def test_auto_resume_starts_goes_on_or_does_nothing(stopped: Path) -> None:
     (config,) = read_request(stopped).configs
-    asked = dataclasses.replace(config, checkpoints=CheckpointConfig(auto_resume=True))
+    asked = dataclasses.replace(config, out=str(stopped), checkpoints=CheckpointConfig(auto_resume=True))
     assert found_run(asked, stopped.with_name("nothing")) is None
     with pytest.raises(ConfigError, match=r"other settings \(utd\)"):
         run(dataclasses.replace(asked, utd=0.25))

@@ -22,7 +22,7 @@ def through(tree: Any) -> Any:
 
 def test_numbers_and_arrays_come_back_exactly() -> None:
     rng = np.random.default_rng(3)
-    tree = {
+    tree: dict[str, Any] = {
         "big": rng.bit_generator.state,
         "third": 1 / 3,
         "odd": [math.inf, -math.inf, True, None, "text"],
