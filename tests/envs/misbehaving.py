@@ -30,16 +30,24 @@ class MisbehavingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
         marks: A folder. With `times`, it fails only so often, all environments of all processes together.
         times: See `marks`; None: always.
         tag: Only environments whose latest seed is this one fail; None: all.
+        whole_life: `at` counts the steps since it was made, not those of an episode.
     """
 
     def __init__(
-        self, how: str = "nothing", at: int = 3, marks: str = "", times: int | None = None, tag: int | None = None
+        self,
+        how: str = "nothing",
+        at: int = 3,
+        marks: str = "",
+        times: int | None = None,
+        tag: int | None = None,
+        whole_life: bool = False,
     ) -> None:
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.how, self.at, self.marks, self.times, self.tag = how, at, marks, times, tag
         self._seed: int | None = None
         self._drawn, self._step = 0.0, 0
+        self.whole_life, self._lived = whole_life, 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -53,9 +61,10 @@ class MisbehavingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
 
     def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         self._step += 1
+        self._lived += 1
         if abs(float(action[0])) > SLOW:
             fail("sleep" if action[0] > 0 else "raise")
-        if self._step == self.at:
+        if (self._lived if self.whole_life else self._step) == self.at:
             self._fail()
         return self._obs(), float(self._step), False, self._step >= LENGTH, {}
 
