@@ -6,6 +6,7 @@ share a population (`population.run_population`); each then writes the folder th
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,33 +17,39 @@ import torch
 from o2o_smooth.agents import CQLConfig
 from o2o_smooth.agents.base import Metrics
 from o2o_smooth.agents.plan import Planner
-from o2o_smooth.agents.storage import take_members
-from o2o_smooth.data.batch import Batch
+from o2o_smooth.agents.storage import (
+    take_members,
+)
+from o2o_smooth.data.batch import Batch, FloatArray
 from o2o_smooth.data.buffer import ReplayBuffer
 from o2o_smooth.data.collect import Collector
 from o2o_smooth.data.normalize import observation_statistics
 from o2o_smooth.draws import make_draws
 from o2o_smooth.envs import Task, make_vector_env
 from o2o_smooth.errors import ParityError
-from o2o_smooth.smoothing import COMPONENTS, JointController, Mix, SmoothingController
+from o2o_smooth.smoothing import COMPONENTS, JointController, Mix
 from o2o_smooth.training.audit import Audit, draws_per_row, offline_audit_rows, rhythm, saved_audit_rows
 from o2o_smooth.training.audit_rates import learning_rates, rate_warnings
 from o2o_smooth.training.checkpoint import SwitchRecord, find_checkpoint
 from o2o_smooth.training.config import RunConfig
+from o2o_smooth.training.continued import Continued, OnlinePauses
 from o2o_smooth.training.evaluate import Evaluation, Evaluator
 from o2o_smooth.training.finetune import OnlineSettings, finetune, overlaps
 from o2o_smooth.training.hygiene import TendedLearner
+from o2o_smooth.training.keeping import FOLDER
 from o2o_smooth.training.output import Diverged, Output, Values, own_metrics
 from o2o_smooth.training.parity import check_parity
 from o2o_smooth.training.parity_walks import Paths
-from o2o_smooth.training.prepare import Prepared, make_controller, prepare
+from o2o_smooth.training.prepare import default_out, make_controller, prepare
 from o2o_smooth.training.progress import ProgressSink, Silent
-from o2o_smooth.training.seeding import Stream, env_seeds, online_seed
+from o2o_smooth.training.seeding import online_seed
+from o2o_smooth.training.stopping import Interrupted, Stopped, listening
 
 __all__ = ["Diverged", "Run", "default_threads", "run"]
 
 ONLINE_EVALUATIONS = 1_000_000_000  # evaluation index of the switch; offline evaluations count updates from 0
 SHOW_EVERY = 64  # offline updates
+STOP_S = 0.5  # about as long as a stretch of offline updates takes before somebody who wants to stop is heard
 SHARED_FLOPS = 1.5e7  # of a layer; below it two threads gain less than a third, and lose all of it where others compute
 
 
@@ -61,6 +68,12 @@ def run(config: RunConfig[Any], progress: ProgressSink | None = None, *, name: s
         O2OError: Something that the user can put right; before training nothing is written.
     """
     progress = progress or Silent()
+    if config.checkpoints.auto_resume:
+        from o2o_smooth.training.resume import found_run, resume
+
+        out = Path(config.out) if config.out is not None else default_out(config)
+        if found_run(config, out) is not None:
+            return resume(out, progress)
     set_threads(config, len(config.seeds))
     return Run(prepare(config, progress), progress, name).do()[0]
 
@@ -81,45 +94,33 @@ def default_threads(config: RunConfig[Any], members: int | None = None) -> int |
     return 1 if flops < SHARED_FLOPS else None
 
 
-class Run:
-    """The state of a run in progress, or of several that share a population.
+class Run(Continued):
+    """A run in progress, or several that share a population; see `Continued` for its arguments."""
 
-    Args:
-        prepared: What to run.
-        progress: Where progress goes.
-        name: What the display calls arms without a name.
-    """
-
-    def __init__(self, prepared: Prepared, progress: ProgressSink, name: str | None = None) -> None:
-        self.prepared = prepared
-        self.config, self.task, self.agent = prepared.config, prepared.task, prepared.agent
-        self.dataset, self.reward_map, self.forked = prepared.dataset, prepared.reward_map, prepared.forked
-        self.progress = progress
-        self.members, self.seeds = len(prepared.members.seeds), prepared.members.seeds
-        self.outputs = [Output(prepared, arm, progress, arm.name or name) for arm in prepared.arms]
-        self.learner = TendedLearner(
+    def _make_learner(self) -> TendedLearner:
+        return TendedLearner(
             self.agent,
             batch_size=self.config.batch_size,
             regime=self.config.smoothing.regime,
             graphs=self.config.graphs,
         )
-        self._controllers: list[SmoothingController] = []  # of the outputs
-        self._diverged: Output | None = None
-        self._evaluator: Evaluator | None = None
-        self._clock = time.perf_counter()
-        self._clock_updates = self.agent.updates
 
     # The whole
 
     def do(self) -> list[Path]:
-        """Pretrain, switch, fine-tune; returns the folders of the runs."""
-        config = self.config
-        for output in self.outputs:
-            output.open_sinks()
-        for output in self.outputs:
-            output.open()
+        """Pretrain, switch, fine-tune; returns the folders of the runs.
+
+        Raises:
+            Interrupted: SIGTERM or Ctrl-C; there is a checkpoint.
+        """
+        with listening(self.request, self.progress.note):
+            return self._do()
+
+    def _do(self) -> list[Path]:
+        config, kept = self.config, None if self.kept is None else self.kept.state
         status = "failed"
         try:
+            self._open(kept)
             if self.dataset is not None:
                 self.learner.offline_rows = ReplayBuffer.from_transitions(
                     self.dataset.transitions,
@@ -132,33 +133,57 @@ class Run:
             if config.online_steps > 0:
                 # Now rather than at the switch: memory that is not there should not cost a pretraining.
                 self.learner.online_rows = self.online_rows = self._online_buffer()
-            records = self.pretrain() if self.forked is None else [self.forked] * len(self.outputs)
-            self._spread()
-            audited = self._audit_rows()
-            for output, record in zip(self.outputs, records, strict=True):
-                output.switch(record, self.agent, audited)
-            first = self.outputs[0].advice
-            if self.forked is None and first is not None and first.comparison is not None:
-                self.progress.note(f"at the switch: {first.sentence()}")
+            if kept is not None and kept["phase"] == "online":
+                self._records = [SwitchRecord(**record) for record in kept["records"]]
+                self._spread()
+                audited = self._audit_rows()
+            else:
+                audited = self._switch(kept)
             if config.online_steps > 0:
-                self.finetune(records, audited)
+                self.finetune(self._records, audited)
             for output in self.outputs:
                 output.picture()
             status = "completed"
-        except KeyboardInterrupt:
+        except Stopped:
             status = "interrupted"
-            raise
+            raise Interrupted(self.request.number or 0, self.prepared.out) from None
+        except KeyboardInterrupt:  # a second Ctrl-C: as it stands
+            status = "interrupted"
+            raise Interrupted(signal.SIGINT, self.prepared.out) from None
         finally:
             for output in self.outputs:
                 output.close(status if self._diverged in (None, output) else "interrupted")
             if self._evaluator is not None:
                 self._evaluator.close()
+            if self.keeper is not None:
+                if status == "completed":
+                    self.keeper.clear([output.out / FOLDER for output in self.outputs])
+                self.keeper.unlock()
         return [output.out for output in self.outputs]
+
+    def _switch(self, kept: Mapping[str, Any] | None) -> Batch | None:
+        """Up to the switch, and what is written down there; gives the offline rows that audits look at."""
+        if self.forked is None:
+            self._records = self.pretrain(kept)
+        else:
+            self._records = [self.forked] * len(self.outputs)
+        self._spread()
+        audited = self._audit_rows()
+        for output, record in zip(self.outputs, self._records, strict=True):
+            output.switch(record, self.agent, audited)
+        first = self.outputs[0].advice
+        if self.forked is None and first is not None and first.comparison is not None:
+            self.progress.note(f"at the switch: {first.sentence()}")
+        return audited
 
     # Offline
 
-    def pretrain(self) -> list[SwitchRecord]:
-        """Offline updates; ends with the evaluation at the switch."""
+    def pretrain(self, kept: Mapping[str, Any] | None = None) -> list[SwitchRecord]:
+        """Offline updates; ends with the evaluation at the switch.
+
+        Args:
+            kept: The state of the checkpoint that it goes on from.
+        """
         config, agent = self.config, self.agent
         if self.dataset is not None and agent.config.normalize_observations:
             agent.set_normalizer(*observation_statistics(self.dataset.transitions))
@@ -166,20 +191,41 @@ class Run:
         every = config.evaluation.offline_eval_every
         every = max(1, config.offline_updates // 4) if every is None else every
         rates = learning_rates(agent)
-        update = 0
-        while update < config.offline_updates:
-            stops = [-update % n or n for n in (log_every, every, SHOW_EVERY) if n]
-            count = min(config.offline_updates - update, *stops)
-            info = self.learner.offline_updates(count)
-            update += count
-            if update % log_every == 0 or update == config.offline_updates:
-                self._log("offline", 0, info, [{}] * self.members)
-            if update % SHOW_EVERY == 0 or update == config.offline_updates:
-                for output in self.outputs:
-                    output.show("offline", update, config.offline_updates, "")
-            if every and update % every == 0 and update < config.offline_updates:
-                self._evaluate("offline", 0, index=update)
-        evaluation = self._run_evaluation(ONLINE_EVALUATIONS, config.evaluation.switch_episodes)
+        update, evaluate, stretch = 0, False, SHOW_EVERY
+        if kept is not None:
+            self._restore_agent()
+            update, evaluate = int(kept["offline"]["update"]), bool(kept["offline"]["evaluate"])
+
+        def keep() -> None:
+            self._keep("offline", {"offline": {"update": update, "evaluate": evaluate}})
+
+        try:
+            while True:
+                if evaluate:
+                    self._evaluate("offline", 0, index=update)
+                    evaluate = False
+                self.request.check()
+                if update and (update == config.offline_updates or (self.keeper is not None and self.keeper.due)):
+                    keep()
+                if update >= config.offline_updates:
+                    break
+                stops = [-update % n or n for n in (log_every, every, SHOW_EVERY) if n]
+                count = min(config.offline_updates - update, stretch, *stops)
+                begun = time.perf_counter()
+                info = self.learner.offline_updates(count)
+                if agent.device.type == "cpu":  # elsewhere it would decide what is launched together
+                    stretch = max(1, int(STOP_S * count / max(time.perf_counter() - begun, 1e-6)))
+                update += count
+                if update % log_every == 0 or update == config.offline_updates:
+                    self._log("offline", 0, info, [{}] * self.members)
+                if update % SHOW_EVERY == 0 or update == config.offline_updates:
+                    for output in self.outputs:
+                        output.show("offline", update, config.offline_updates, "")
+                evaluate = bool(every and update % every == 0 and update < config.offline_updates)
+            evaluation = self._run_evaluation(ONLINE_EVALUATIONS, config.evaluation.switch_episodes)
+        except Stopped:
+            keep()
+            raise
         return [output.record(evaluation, agent.updates, rates) for output in self.outputs]
 
     def _spread(self) -> None:
@@ -203,6 +249,7 @@ class Run:
         """Interaction and smoothed updates for the online budget; `audited` are offline rows for audits to look at."""
         config, agent, streams = self.config, self.agent, self.prepared.members.streams
         budget, n = config.online_steps, config.num_envs
+        kept = None if self.kept is None or self.kept.state["phase"] != "online" else self.kept.state["online"]
         members = list(zip(self.seeds, streams, strict=True))
         if any(streams):
             agent.draws = make_draws([online_seed(s, k) for s, k in members], agent.device, agent.dtype)
@@ -210,8 +257,9 @@ class Run:
             make_controller(output.config, self.task, members=len(output.seeds)) for output in self.outputs
         ]
         controller = self._controllers[0] if len(self._controllers) == 1 else JointController(self._controllers)
-        self._compare_rates(records)
-        self.check_parity()
+        if kept is None:
+            self._compare_rates(records)
+            self.check_parity()
         settings = OnlineSettings(
             env_steps=budget,
             utd=config.utd,
@@ -222,17 +270,21 @@ class Run:
             evaluate_at=config.evaluation.online_steps(budget),
             streams=streams,
         )
-        hygiene = self.learner.tend(
+        hygiene = self._hygiene = self.learner.tend(
             config.hygiene, config.anchors, config.averaging, updates=settings.updates_due(-(-budget // n) * n)
         )
         if hygiene is not None and self.learner.grouped and hygiene.alone:
             self.progress.note(f"updates go one by one, without CUDA graphs, while {hygiene.alone} acts on them")
         if config.smoothing.regime == "discard":
             self.learner.offline_rows = None
-        seeds = [s for seed, stream in members for s in env_seeds(seed, Stream.TRAIN_ENV, n, stream)]
-        collector = self._collector(self.task, n, self.online_rows, seeds)
+        audit = self._audit(settings, audited)
+        collector = self._resumed_collector(members, kept)
+        if kept is not None:
+            self._restore_agent()
+            self._restore_online(kept, controller, audit)
         self._clock, self._clock_updates = time.perf_counter(), agent.updates
-        finetune(self.learner, collector, controller, settings, self, self._audit(settings, audited))
+        pauses = OnlinePauses(self, collector, controller, audit)
+        finetune(self.learner, collector, controller, settings, self, audit, pauses=pauses, resumed=kept)
         for output, record, own in zip(self.outputs, records, self._controllers, strict=True):
             output.final(record, agent, own, hygiene)
             output.online_data(self.online_rows, f"online steps of {agent.name}")
@@ -241,13 +293,19 @@ class Run:
         """What collects, with so many environments per member."""
         config = self.config
         return Collector(
-            make_vector_env(task, self.members * envs, vectorizer=config.vectorizer),
+            make_vector_env(
+                task,
+                self.members * envs,
+                vectorizer=config.vectorizer,
+                supervision=config.environments.supervision(),
+            ),
             self.members,
             buffer,
             reward_map=self.reward_map,
             discount=self.agent.config.discount,
             seeds=seeds,
             overlap=overlaps(config.overlap, config.vectorizer, self.agent.device),
+            on_fault=lambda fault: self._env_failed(fault, fault.env // envs),
         )
 
     def check_parity(self) -> None:
@@ -332,7 +390,9 @@ class Run:
         budget = self.config.online_steps
         for output in self.outputs:
             output.show("online", min(env_steps, budget), budget, "evaluating")
-        self._evaluate("online", env_steps, index=ONLINE_EVALUATIONS + env_steps)
+        evaluation = self._evaluate("online", env_steps, index=ONLINE_EVALUATIONS + env_steps)
+        for output, record, own in zip(self.outputs, self._records, self._controllers, strict=False):
+            output.best(evaluation, record, self.agent, own, self._hygiene)
 
     def show(self, env_steps: int) -> None:
         """See `Observer`."""
@@ -349,14 +409,26 @@ class Run:
             self._evaluator = None
         if self._evaluator is None:
             envs = min(evaluation.eval_envs, evaluation.eval_episodes)
-            self._evaluator = Evaluator(self.task, agent.seeds, envs=envs)
-        with self.learner.acting():
-            return self._evaluator.run(agent.act, episodes=episodes, index=index)
+            self._evaluator = Evaluator(
+                self.task,
+                agent.seeds,
+                envs=envs,
+                supervision=self.config.environments.supervision(),
+                on_fault=lambda fault: self._env_failed(fault, fault.env // envs, evaluating=True),
+            )
 
-    def _evaluate(self, phase: str, env_steps: int, *, index: int) -> None:
+        def act(obs: FloatArray) -> FloatArray:
+            self.request.check()
+            return agent.act(obs)
+
+        with self.learner.acting():
+            return self._evaluator.run(act, episodes=episodes, index=index)
+
+    def _evaluate(self, phase: str, env_steps: int, *, index: int) -> Evaluation:
         evaluation = self._run_evaluation(index, self.config.evaluation.eval_episodes)
         for output in self.outputs:
             output.evaluation(evaluation, phase, env_steps, self.agent.updates)
+        return evaluation
 
     def _log(self, phase: str, env_steps: int, info: Metrics, signals: Sequence[Mapping[str, float]]) -> None:
         now = time.perf_counter()
