@@ -172,7 +172,7 @@ def test_the_pause_of_the_whole_program_is_no_ones_fault(monkeypatch: pytest.Mon
 
 def test_closing_does_not_wait_for_one_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("o2o_smooth.envs.workers.ENDING_S", 0.2)
-    with made("async", "nothing", Supervision(timeout_s=1e6)) as envs:
+    with made("async", "obey", Supervision(timeout_s=1e6)) as envs:
         envs.reset(seed=SEEDS)  # type: ignore[arg-type]
         assert isinstance(envs, WorkerVectorEnv)
         envs.step_async(actions(1.0))
@@ -180,7 +180,7 @@ def test_closing_does_not_wait_for_one_that_hangs(monkeypatch: pytest.MonkeyPatc
 
 def test_what_an_environment_started_ends_with_it() -> None:
     """A simulator that a hanging environment has started is killed too."""
-    with made("async", "nothing") as envs:
+    with made("async", "obey") as envs:
         assert isinstance(envs, WorkerVectorEnv)
         child, _ = envs.ask(start_a_child)
         envs.reset(seed=SEEDS)  # type: ignore[arg-type]
@@ -213,7 +213,7 @@ def test_no_process_is_left_when_the_parent_is_killed(hanging: bool, tmp_path: P
         "from o2o_smooth.envs import make_vector_env\n"
         "from tests.envs.test_supervision import SEEDS, actions, misbehaving\n"
         "if __name__ == '__main__':\n"
-        "    envs = make_vector_env(misbehaving(), 2, vectorizer='async')\n"
+        "    envs = make_vector_env(misbehaving('obey'), 2, vectorizer='async')\n"
         "    envs.reset(seed=SEEDS)\n"
         f"    envs.step_async(actions({1.0 if hanging else 0.0}))\n"
         "    print(*(process.pid for process in envs.processes), flush=True)\n"
