@@ -16,7 +16,7 @@ MARK = "O2O_SMOOTH_TEST_RUN"
 
 
 def offspring(mark: str) -> list[str]:
-    """Commands of the processes that still run and have inherited a mark; environments have sessions of their own."""
+    """Commands of the processes that still run and have inherited a mark; environments have groups of their own."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
