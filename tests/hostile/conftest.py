@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from o2o_smooth.agents.storage import CHECKSUMS
 from o2o_smooth.training.run import run
 from tests.hostile.attacks import pendulum, small
 
@@ -21,5 +22,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def victim(made: Path, tmp_path: Path) -> Path:
-    """A copy of the run that may be damaged."""
-    return Path(shutil.copytree(made / "run", tmp_path / "victim"))
+    """A copy of the run that may be damaged, without checksums: who can write files can write those too."""
+    folder = Path(shutil.copytree(made / "run", tmp_path / "victim"))
+    for sums in folder.glob(f"checkpoints/*/{CHECKSUMS}"):
+        sums.unlink()
+    return folder
