@@ -195,10 +195,12 @@ def _learned_from(provenance: str, folder: Path) -> str:
     """A finished run on data of some provenance."""
     folder.mkdir()
     task = {"id": "maze", "ref_random": 0.0, "ref_expert": 100.0, "ref_source": "measured"}
-    smoothing = {"schedule": "jump", "ramp_steps": 1, "ramp_unit": "env_steps"}
+    smoothing = {"schedule": "jump", "regime": "retain", "ramp_steps": 1, "ramp_unit": "env_steps"}
     manifest = {
         "task": task,
         "dataset": {"id": f"{provenance}/maze", "provenance": provenance, "return_mean": 44.0},
+        "agent": "iql",
+        "online": "sac",
         "config": {"smoothing": smoothing, "online_steps": 500},
     }
     rows = [
