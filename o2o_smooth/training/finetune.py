@@ -15,6 +15,7 @@ with overlap they run at the same time, without it in turn, and the numbers are 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
@@ -37,6 +38,7 @@ from o2o_smooth.training.seeding import Stream, generator
 from o2o_smooth.training.signals import Signals
 
 Overlap = Literal["auto", "on", "off"]
+RECENT = 10  # episodes of a member that collect/return is the mean of
 NORMS_EVERY = 100  # updates between measurements of gradient norms where the curve is in effective weight
 
 
@@ -123,7 +125,7 @@ def finetune(
             return fetch(agent.act(to_device(obs, agent.device), deterministic=False, step=collector.env_steps))
 
     points = list(settings.evaluate_at)
-    returns: list[list[float]] = [[] for _ in range(agent.members)]
+    returns: list[deque[float]] = [deque(maxlen=RECENT) for _ in range(agent.members)]
     info: Metrics = {}
     cosines: dict[str, Tensor] = {}  # of the next line of the log alone: they are not measured once a ramp has ended
     updates = 0
@@ -159,9 +161,8 @@ def finetune(
                     cosines = measure_gradients(learner, controller, mixed_only=True)
                 signals = controller.log()
                 for m in range(agent.members):
-                    recent = returns[m][-10:]
-                    if recent:
-                        signals[m]["collect/return"] = float(np.mean(recent))
+                    if returns[m]:
+                        signals[m]["collect/return"] = float(np.mean(returns[m]))
                 observer.log(t, {**info, **cosines}, signals)
                 cosines = {}
             if points and t >= points[0]:
