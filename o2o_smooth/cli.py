@@ -76,7 +76,7 @@ EPILOG = """\
 Every option can stand in a TOML file given with --config; flags go first, then the file, then the agent's preset for
 the task's domain. With --pretrained the defaults are those of the checkpoint. Names in the file are the flags' names,
 at the top level or under their group: [hyper], [smoothing], [adaptive], [hygiene], [anchors], [averaging],
-[evaluation], [switch]."""
+[evaluation], [switch], [faults]."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from o2o_smooth.agents import AGENTS, AgentConfig
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.smoothing.rules import RETURN_RULES, rule_name
 from o2o_smooth.training.config_adaptive import AdaptiveConfig
+from o2o_smooth.training.config_faults import FaultConfig
 from o2o_smooth.training.config_files import apply_values, read_toml, unknown
 from o2o_smooth.training.config_groups import REGIME_SHARE, EvaluationConfig, Regime, SmoothingConfig
 from o2o_smooth.training.config_hygiene import AnchorConfig, AveragingConfig, HygieneConfig, check_hygiene
@@ -24,6 +25,7 @@ __all__ = [
     "AnchorConfig",
     "AveragingConfig",
     "EvaluationConfig",
+    "FaultConfig",
     "HygieneConfig",
     "Regime",
     "RunConfig",
@@ -58,6 +60,8 @@ class RunConfig(Generic[C]):
     """Averages of parameters."""
     switch: SwitchConfig = field(default_factory=SwitchConfig)
     """What is checked at the switch, and what is watched after it."""
+    faults: FaultConfig = field(default_factory=FaultConfig)
+    """What happens when numbers go wrong."""
     task: str = "D4RL/pointmaze/umaze-dense-v2"
     """A D4RL id (hopper-medium-v2), a Minari id (D4RL/pointmaze/umaze-v2) or any registered gymnasium id."""
     agent: str = "iql"

@@ -19,7 +19,7 @@ from o2o_smooth.agents.plan import Planner
 from o2o_smooth.agents.storage import take_members
 from o2o_smooth.data.batch import Batch
 from o2o_smooth.data.buffer import ReplayBuffer
-from o2o_smooth.data.collect import Collector
+from o2o_smooth.data.collect import BrokenStep, Collector
 from o2o_smooth.data.normalize import observation_statistics
 from o2o_smooth.draws import make_draws
 from o2o_smooth.envs import Task, make_vector_env
@@ -30,8 +30,9 @@ from o2o_smooth.training.audit_rates import learning_rates, rate_warnings
 from o2o_smooth.training.checkpoint import SwitchRecord, find_checkpoint
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.evaluate import Evaluation, Evaluator
+from o2o_smooth.training.faults import settle
 from o2o_smooth.training.finetune import OnlineSettings, finetune, overlaps
-from o2o_smooth.training.hygiene import TendedLearner
+from o2o_smooth.training.guard import Guard, GuardedLearner, NotFinite
 from o2o_smooth.training.output import Diverged, Output, Values, own_metrics
 from o2o_smooth.training.parity import check_parity
 from o2o_smooth.training.parity_walks import Paths
@@ -97,12 +98,14 @@ class Run:
         self.progress = progress
         self.members, self.seeds = len(prepared.members.seeds), prepared.members.seeds
         self.outputs = [Output(prepared, arm, progress, arm.name or name) for arm in prepared.arms]
-        self.learner = TendedLearner(
+        self.learner = GuardedLearner(
             self.agent,
             batch_size=self.config.batch_size,
             regime=self.config.smoothing.regime,
             graphs=self.config.graphs,
         )
+        if self.config.faults.nan_check_every:
+            self.learner.guard = Guard(self.config.faults.nan_check_every)
         self._controllers: list[SmoothingController] = []  # of the outputs
         self._diverged: Output | None = None
         self._evaluator: Evaluator | None = None
@@ -145,6 +148,9 @@ class Run:
             for output in self.outputs:
                 output.picture()
             status = "completed"
+        except (NotFinite, BrokenStep) as error:
+            self._diverged, told = settle(error, self, online=bool(self._controllers))
+            raise told from error
         except KeyboardInterrupt:
             status = "interrupted"
             raise
