@@ -354,7 +354,7 @@ def broken_members(agent: Agent) -> dict[str, Tensor]:
             tensors: list[Tensor] = [*optimizer.second[name], *parameters]
             if math.isfinite(float(torch.stack([tensor.sum() for tensor in tensors]).sum())):
                 continue
-            fine = torch.stack([t.isfinite().flatten(1).all(1) for t in tensors]).all(0).cpu()
+            fine = torch.stack([t.isfinite().reshape(len(t), -1).all(1) for t in tensors]).all(0).cpu()
             if not fine.all():
                 found[name] = ~fine
     return found
