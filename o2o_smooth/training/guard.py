@@ -111,7 +111,6 @@ class Guard:
         self.every = every
         self._due = every
         self._previous: tuple[int, Plan, Batch, Batch] | None = None
-        self._checked = 0  # updates of the agent at the last good look at its moments
         self._launched: deque[_Seen] = deque(maxlen=MOST_BATCHES)
         self._flag: Tensor | None = None  # on its way from the device
         self._event: torch.cuda.Event | None = None
@@ -129,23 +128,22 @@ class Guard:
             loss = raw.get(name)
             if loss is not None:
                 total += sum(loss.tolist())
+        if not -LIMIT < total < LIMIT:
+            self._examine(agent, plan, source, target, raw)
         self._due -= 1
-        if -LIMIT < total < LIMIT and self._due > 0:
-            self._previous = (agent.updates, plan, source, target)
-            return
-        self._due = self.every
-        self._examine(agent, plan, source, target, raw)
+        if self._due <= 0:
+            self._due = self.every
+            self.look(agent)
         self._previous = (agent.updates, plan, source, target)
-        self._checked = agent.updates
 
     def look(self, agent: Agent) -> None:
-        """Look at the moments and parameters now, as before a checkpoint that is to be a good one.
+        """Look at the moments now, as before a checkpoint that is to be a good one.
 
         Raises:
             NotFinite: They are broken.
         """
-        self._examine_state(agent)
-        self._checked = agent.updates
+        if not math.isfinite(float(_sum_of_moments(agent))):
+            self._examine_state(agent)
 
     def _examine(self, agent: Agent, plan: Plan, source: Batch, target: Batch, raw: Mapping[str, Tensor]) -> None:
         self._examine_state(agent)
@@ -236,8 +234,7 @@ class Guard:
 
     def _send(self, agent: Agent, losses: Sequence[Tensor]) -> None:
         """Send for one number that is finite where all moments and losses are."""
-        sums = [moment.sum() for moments in agent.optimizer.second.values() for moment in moments]
-        total = torch.stack([*sums, *(loss.sum() for loss in losses)]).double().sum()
+        total = torch.stack([_sum_of_moments(agent), *(loss.sum() for loss in losses)]).double().sum()
         if total.device.type != "cuda":
             self._flag = total
             return
@@ -343,6 +340,10 @@ class GuardedLearner(TendedLearner):
         assert self.offline_rows is not None
         index = self.agent.draws.integers(name, updates, self.batch_size, len(self.offline_rows))
         return self.offline_rows.gather(index[:, :rows])
+
+
+def _sum_of_moments(agent: Agent) -> Tensor:
+    return torch.stack([moment.sum() for own in agent.optimizer.second.values() for moment in own]).sum()
 
 
 def broken_members(agent: Agent) -> dict[str, Tensor]:
