@@ -185,6 +185,56 @@ class ReplayBuffer:
         slots = numbers % self.capacity + (0 if self.shared else member * self.capacity)
         return np.asarray(self._rows[torch.from_numpy(slots).to(self.device)].cpu().numpy())
 
+    # Keeping
+
+    def part(self, first: int, stop: int) -> FloatArray:
+        """Rows (rings, n, width) with numbers `first` up to `stop`, as `written` counted them; a copy, on the CPU."""
+        return np.concatenate([self._lying(slots).cpu().numpy() for slots in self._slots(first, stop)], axis=1)
+
+    def put(self, first: int, rows: FloatArray) -> None:
+        """Put packed rows (rings, n, width) back in their places, from number `first` on."""
+        done = 0
+        for slots in self._slots(first, first + rows.shape[1]):
+            n = slots.stop - slots.start
+            self._lying(slots).copy_(torch.from_numpy(np.ascontiguousarray(rows[:, done : done + n])))
+            done += n
+
+    def returns(self, first: int, stop: int) -> FloatArray:
+        """Monte-Carlo returns (rings, n) of such rows; a copy, on the CPU."""
+        return np.concatenate([self._lying(s)[..., -1].cpu().numpy() for s in self._slots(first, stop)], axis=1)
+
+    def put_returns(self, first: int, returns: FloatArray) -> None:
+        """Put Monte-Carlo returns (rings, n) back."""
+        done = 0
+        for slots in self._slots(first, first + returns.shape[1]):
+            n = slots.stop - slots.start
+            self._lying(slots)[..., -1].copy_(torch.from_numpy(np.ascontiguousarray(returns[:, done : done + n])))
+            done += n
+
+    def truncate(self, ring: int, number: int) -> None:
+        """Mark a row as the last of an episode that was cut short, unless it ended or is overwritten already."""
+        if number >= max(0, self._written - self.capacity):
+            row = self._rows[ring * self.capacity + number % self.capacity]
+            row[-2] = torch.maximum(row[-2], 1.0 - row[-3])
+
+    def set_written(self, written: int) -> None:
+        """Say how many rows have been put back, with those that were overwritten before."""
+        self._written = written
+
+    def _slots(self, first: int, stop: int) -> list[slice]:
+        """Where rows of such numbers lie: one stretch, or two where they go over the ring's end."""
+        if stop - first > self.capacity:
+            raise DataError(f"rows {first} to {stop} do not lie together in {self.capacity} slots")
+        start = first % self.capacity
+        end = start + stop - first
+        if end <= self.capacity:
+            return [slice(start, end)]
+        return [slice(start, self.capacity), slice(0, end - self.capacity)]
+
+    def _lying(self, slots: slice) -> Tensor:
+        """Consecutive slots of every ring, (rings, n, width), a view."""
+        return self._rows.view(-1, self.capacity, self._rows.shape[1])[:, slots]
+
     def gather(self, index: Tensor) -> Batch:
         """Rows by slot: index (M, B) in [0, len) -> a batch of (M, B, ...) views."""
         if not self.shared:

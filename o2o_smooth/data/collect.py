@@ -122,6 +122,11 @@ class Collector:
             self._actions = lambda: actions
             self._stepper.start(actions)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a step has begun and is not written yet."""
+        return self._actions is not None
+
     def wait(self) -> None:
         """Let the step that has begun come to its end, so that no environment is at work; still nothing is written."""
         if self._actions is not None and self._result is None:
@@ -164,6 +169,68 @@ class Collector:
         self._returns += reward
         self._rewards.append(mapped)
         return [self._episode(int(i)) for i in np.flatnonzero(ended)]
+
+    # Keeping
+
+    @property
+    def unfinished(self) -> int:
+        """The first row, as the buffer counts them, whose Monte-Carlo return is still to come."""
+        return int(self._first_row.min())
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the environments and the rows: arrays and numbers. A step that has begun is waited for."""
+        self.wait()
+        step = None
+        if self._result is not None and self._actions is not None:
+            next_obs, reward, terminated, truncated, infos = self._result
+            final = final_observations(next_obs, infos)
+            step = {
+                "action": self._actions(),
+                "next_obs": np.array(next_obs),
+                "reward": np.array(reward),
+                "terminated": np.array(terminated),
+                "truncated": np.array(truncated),
+                "final": final,
+            }
+        return {
+            "env_steps": self.env_steps,
+            "obs": self._obs,
+            "returns": self._returns,
+            "rewards": self._rewards.state(),
+            "first_row": self._first_row,
+            "step": step,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` gave; environments and buffer are restored apart, and hold what belongs to it."""
+        self.env_steps = int(state["env_steps"])
+        self._obs = np.array(state["obs"], dtype=np.float32)
+        self._returns = np.array(state["returns"], dtype=np.float64)
+        self._rewards.load_state(state["rewards"])
+        self._first_row = np.array(state["first_row"], dtype=np.int64)
+        step = state["step"]
+        if step is not None:
+            action = np.array(step["action"])
+            everywhere = np.ones(self.envs.num_envs, bool)
+            infos = {"final_obs": np.array(step["final"]), "_final_obs": everywhere}
+            self._actions = lambda: action
+            arrays = (np.array(step[name]) for name in ("next_obs", "reward", "terminated", "truncated"))
+            next_obs, reward, terminated, truncated = arrays
+            self._result = (next_obs, reward, terminated, truncated, infos)
+
+    def begin_anew(self, state: Mapping[str, Any]) -> int:
+        """Go on after `state` with the episodes that have just begun; returns how many were cut short.
+
+        The last row of an episode that was running ends it as truncated. What it would have earned is not known, so its
+        Monte-Carlo returns stay unknown. A step that was not written yet is forgotten.
+        """
+        self.env_steps = int(state["env_steps"])
+        running = np.array(state["first_row"], dtype=np.int64) < self.buffer.written
+        for i in np.flatnonzero(running):
+            member, lane = divmod(int(i), self.per_member)
+            self.buffer.truncate(member, self.buffer.written - self.per_member + lane)
+        self._first_row = np.tile(self.buffer.written + np.arange(self.per_member), self.members)
+        return int(running.sum())
 
     def _episode(self, i: int) -> Episode:
         rewards = self._rewards.take(i)
@@ -209,6 +276,19 @@ class RewardHistory:
             self._used, self._first = len(kept), self._first - oldest
         self._rows[self._used] = rewards
         self._used += 1
+
+    def state(self) -> dict[str, Any]:
+        """The running episodes' rewards."""
+        oldest = int(self._first.min())
+        return {"rows": self._rows[oldest : self._used], "first": self._first - oldest}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` gave."""
+        rows = np.array(state["rows"], dtype=np.float32)
+        room = max(len(self._rows), 2 * len(rows))
+        self._rows = np.empty((room, self._rows.shape[1]), dtype=np.float32)
+        self._rows[: len(rows)] = rows
+        self._used, self._first = len(rows), np.array(state["first"], dtype=np.int64)
 
     def take(self, env: int) -> list[float]:
         """Rewards of the episode that an environment has just ended."""

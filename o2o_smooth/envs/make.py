@@ -21,6 +21,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
+from o2o_smooth.envs import simulator, snapshot
 from o2o_smooth.envs.compat import COMPATIBILITY, ScaledActions
 from o2o_smooth.envs.corridor import CORRIDOR_ID, STEPS, CorridorVectorEnv
 from o2o_smooth.envs.pool import PoolVectorEnv, require_pool
@@ -47,6 +48,7 @@ class TaskEnv(gym.Wrapper[Obs, NDArray[Any], Any, NDArray[Any]]):
 
     def __init__(self, env: gym.Env[Any, Any], obs_keys: tuple[str, ...] | None = None):
         super().__init__(env)
+        self.pristine = simulator.pristine(env)
         self._keys, boxes = obs_layout(env.observation_space, obs_keys)
         low = np.concatenate([_float32(box.low) for box in boxes])
         high = np.concatenate([_float32(box.high) for box in boxes])
@@ -69,6 +71,15 @@ class TaskEnv(gym.Wrapper[Obs, NDArray[Any], Any, NDArray[Any]]):
             if terminated or truncated:
                 info[EPISODE_SUCCESS] = self._success
         return self._flat(obs), reward, terminated, truncated, info
+
+    @property
+    def whole_state(self) -> dict[str, Any]:
+        """All that the environment remembers; see `envs.state`."""
+        return snapshot.encode(self)
+
+    @whole_state.setter
+    def whole_state(self, state: dict[str, Any]) -> None:
+        snapshot.decode(state, self)
 
     def _flat(self, obs: Any) -> Obs:
         if self._keys is None:

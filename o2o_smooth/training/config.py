@@ -12,6 +12,7 @@ from o2o_smooth.agents import AGENTS, AgentConfig
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.smoothing.rules import RETURN_RULES, rule_name
 from o2o_smooth.training.config_adaptive import AdaptiveConfig
+from o2o_smooth.training.config_checkpoints import CheckpointConfig
 from o2o_smooth.training.config_faults import FaultConfig
 from o2o_smooth.training.config_files import apply_values, read_toml, unknown
 from o2o_smooth.training.config_groups import REGIME_SHARE, EvaluationConfig, Regime, SmoothingConfig
@@ -24,6 +25,7 @@ __all__ = [
     "AdaptiveConfig",
     "AnchorConfig",
     "AveragingConfig",
+    "CheckpointConfig",
     "EvaluationConfig",
     "FaultConfig",
     "HygieneConfig",
@@ -60,6 +62,8 @@ class RunConfig(Generic[C]):
     """Averages of parameters."""
     switch: SwitchConfig = field(default_factory=SwitchConfig)
     """What is checked at the switch, and what is watched after it."""
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """What a stopped run goes on from."""
     faults: FaultConfig = field(default_factory=FaultConfig)
     """What happens when numbers go wrong."""
     task: str = "D4RL/pointmaze/umaze-dense-v2"
