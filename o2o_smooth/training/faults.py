@@ -15,13 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from o2o_smooth.agents import Agent
-from o2o_smooth.agents.storage import save_agent
+from o2o_smooth.agents.storage import read_json, save_agent
 from o2o_smooth.data.batch import Batch
 from o2o_smooth.data.collect import BrokenStep
 from o2o_smooth.errors import EnvError, O2OError
 from o2o_smooth.files import written_whole
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.guard import Fault, GuardedLearner, NotFinite
+from o2o_smooth.training.keeping import Keeper, serials
 from o2o_smooth.training.output import Diverged, Output
 from o2o_smooth.training.tracking.local import plain
 
@@ -35,6 +36,7 @@ class RunParts(Protocol):
     config: RunConfig[Any]
     outputs: list[Output]
     learner: GuardedLearner
+    keeper: Keeper | None
 
 
 def keep_batch(out: Path, fault: Fault, agent: Agent, members: Sequence[int], **more: Any) -> tuple[Path, list[str]]:
@@ -123,17 +125,17 @@ def keep_step(out: Path, error: BrokenStep, seed: int, env_steps: int, **more: A
     return file
 
 
-def last_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint of a run that can be loaded, by its agent's updates."""
-    from o2o_smooth.agents.storage import read_json
-
-    found: list[tuple[int, Path]] = []
+def last_checkpoint(run: RunParts, out: Path) -> Path | None:
+    """The newest checkpoint of a run: what it goes on from, else the agent with the most updates in checkpoints/."""
+    if run.keeper is not None and (found := serials(run.keeper.folder)):
+        return run.keeper.folder / f"{found[-1]:06d}"
+    agents: list[tuple[int, Path]] = []
     for file in sorted((out / "checkpoints").glob("*/agent.json")):
         try:
-            found.append((int(read_json(file)["updates"]), file.parent))
+            agents.append((int(read_json(file)["updates"]), file.parent))
         except (O2OError, KeyError, TypeError, ValueError):
             continue
-    return max(found)[1] if found else None
+    return max(agents)[1] if agents else None
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
@@ -163,7 +165,7 @@ def settle(error: NotFinite | BrokenStep, run: RunParts, *, online: bool) -> tup
     member = error.fault.member if isinstance(error, NotFinite) else error.env // run.config.num_envs
     own = [output for output in run.outputs if member in output.positions(phase)]
     first = own[0]
-    checkpoint = last_checkpoint(first.out)
+    checkpoint = last_checkpoint(run, first.out)
     good = f"the last good checkpoint is {checkpoint}" if checkpoint is not None else "there is no checkpoint yet"
     more = {"phase": phase, "checkpoint": None if checkpoint is None else str(checkpoint)}
     sentences: list[str] = []
@@ -175,11 +177,16 @@ def settle(error: NotFinite | BrokenStep, run: RunParts, *, online: bool) -> tup
             sentences = [f"the step is in {file}"]
     except O2OError as failed:  # the fault itself is what counts
         sentences = [f"nothing of it is kept: {failed}"]
+    for output in own:
+        output.manifest["fault"] = {"what": _what(error), "seed": agent.seeds[member], **more, "kept": sentences}
+    if run.keeper is not None:
+        goes_on = "goes on from there" if serials(run.keeper.folder) else "starts anew"
+        good += f"; o2o-smooth resume {first.out} {goes_on}, with other random draws for this seed"
     kept = "; ".join([*sentences, good])
     others = [output for output in run.outputs if output not in own]
     if others:
         names = ", ".join(output.arm.name or str(output.out) for output in others)
-        kept += f". The other runs of its population are well and end as interrupted: {names}"
+        kept += f". The other runs of its population are well, end as interrupted and go on with it: {names}"
     if isinstance(error, BrokenStep):
         text = f"{first.label}{error}, seed {agent.seeds[member]}"
         if not bool(np.isfinite(error.step["action"]).all()):
@@ -187,8 +194,12 @@ def settle(error: NotFinite | BrokenStep, run: RunParts, *, online: bool) -> tup
         return (first if len(own) == 1 else None), EnvError(f"{text}. {_capital(kept)}")
     why = conspicuous(error.fault)
     text = f"{first.label}training diverged: {error.fault.text()}{': ' if why else ''}{why}"
-    cure = "Lower the learning rates, scale the rewards, or try --on-nan rollback"
+    cure = "Lower the learning rates or scale the rewards; --on-nan rollback goes on by itself"
     return (first if len(own) == 1 else None), Diverged(f"{text}. {_capital(kept)}. {cure}")
+
+
+def _what(error: NotFinite | BrokenStep) -> str:
+    return error.fault.text() if isinstance(error, NotFinite) else str(error)
 
 
 def _capital(text: str) -> str:

@@ -220,7 +220,7 @@ class Guard:
         if self._due > 0 or not self._arrived():
             return
         if self._flag is not None and not -LIMIT < float(self._flag) < LIMIT:
-            self._examine_launched(learner, info)
+            self.examine(learner, info)
         first = self._asked
         while self._flag is not None and self._launched and self._launched[0].updates < first:
             self._launched.popleft()  # they were good
@@ -243,8 +243,12 @@ class Guard:
         self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._event.record()
 
-    def _examine_launched(self, learner: GuardedLearner, info: Metrics) -> None:
-        """Say exactly what is broken, now with waiting."""
+    def examine(self, learner: GuardedLearner, info: Metrics) -> None:
+        """Say exactly what is broken, now with waiting; `info` are the metrics of the latest update.
+
+        Raises:
+            NotFinite: Something is.
+        """
         agent = learner.agent
         losses = _losses(dict(info))
         try:

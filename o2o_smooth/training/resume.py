@@ -12,7 +12,8 @@ from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.keeping import FOLDER, Keeper, read_newest
 from o2o_smooth.training.prepare import prepare_population
 from o2o_smooth.training.progress import ProgressSink, Silent
-from o2o_smooth.training.request import differing, has_request, read_request
+from o2o_smooth.training.request import Request, differing, has_request, read_request
+from o2o_smooth.training.rollback import going_on, take_back
 from o2o_smooth.training.run import Run, set_threads
 
 
@@ -74,7 +75,13 @@ def resume_all(folder: Path, progress: ProgressSink | None = None) -> list[Path]
         progress.note(f"{folder} is complete; there is nothing to resume")
         Keeper(keeping, request.configs[0].checkpoints).clear([out / FOLDER for out in outs])
         return outs
-    kept = read_newest(keeping, progress.note, lambda state: _fits(outs, state))
+    take_back(request.home, outs, progress.note)
+    return going_on(lambda: _go_on(folder, request, progress), request.home, request.configs[0], progress)
+
+
+def _go_on(folder: Path, request: Request, progress: ProgressSink) -> list[Path]:
+    outs = list(request.outs)
+    kept = read_newest(request.home / FOLDER, progress.note, lambda state: _fits(outs, state))
     if len(outs) > 1:
         progress.note(f"{folder} shares a learner with {len(outs) - 1} others; all of them go on")
     if kept is None:

@@ -51,6 +51,7 @@ from o2o_smooth.training.parity_walks import Paths
 from o2o_smooth.training.prepare import Prepared, default_out, make_controller, prepare
 from o2o_smooth.training.progress import ProgressSink, Silent
 from o2o_smooth.training.request import write_request
+from o2o_smooth.training.rollback import going_on, rolled, times
 from o2o_smooth.training.seeding import Stream, env_seeds, online_seed, resumed_index
 from o2o_smooth.training.stopping import Interrupted, Stopped, StopRequest, listening
 
@@ -84,7 +85,8 @@ def run(config: RunConfig[Any], progress: ProgressSink | None = None, *, name: s
         if found_run(config, out) is not None:
             return resume(out, progress)
     set_threads(config, len(config.seeds))
-    return Run(prepare(config, progress), progress, name).do()[0]
+    home = Path(config.out) if config.out is not None else default_out(config)
+    return going_on(lambda: Run(prepare(config, progress), progress, name).do(), home, config, progress)[0]
 
 
 def set_threads(config: RunConfig[Any], members: int) -> None:
@@ -260,6 +262,11 @@ class Run:
         log_every = config.log_every or max(1, config.offline_updates // 100)
         every = config.evaluation.offline_eval_every
         every = max(1, config.offline_updates // 4) if every is None else every
+        rolls = self._rolls("offline")
+        if any(rolls):
+            agent.draws = make_draws(
+                [rolled(s, n) for s, n in zip(agent.seeds, rolls, strict=True)], agent.device, agent.dtype
+            )
         rates = learning_rates(agent)
         update, evaluate, stretch = 0, False, SHOW_EVERY
         if kept is not None:
@@ -298,6 +305,14 @@ class Run:
             raise
         return [output.record(evaluation, agent.updates, rates) for output in self.outputs]
 
+    def _rolls(self, phase: str) -> list[int]:
+        """How often every member was rolled back; a pretraining that several share counts for all of them."""
+        found: dict[int, int] = {}
+        for output in self.outputs:
+            for member, seed in zip(output.positions(phase), output.seeds, strict=True):
+                found[member] = max(found.get(member, 0), times(output.manifest, seed))
+        return [found[member] for member in sorted(found)]
+
     def _spread(self) -> None:
         """At the switch: members that were pretrained once become as many as they are from now on."""
         members = self.prepared.members
@@ -321,8 +336,10 @@ class Run:
         budget, n = config.online_steps, config.num_envs
         kept = None if self.kept is None or self.kept.state["phase"] != "online" else self.kept.state["online"]
         members = list(zip(self.seeds, streams, strict=True))
-        if any(streams):
-            agent.draws = make_draws([online_seed(s, k) for s, k in members], agent.device, agent.dtype)
+        rolls = self._rolls("online")
+        if any(streams) or any(rolls):
+            seeds = [rolled(online_seed(s, k), n) for (s, k), n in zip(members, rolls, strict=True)]
+            agent.draws = make_draws(seeds, agent.device, agent.dtype)
         self._controllers = [
             make_controller(output.config, self.task, members=len(output.seeds)) for output in self.outputs
         ]
@@ -613,6 +630,8 @@ class Run:
             except Diverged as error:  # the others write their rows first
                 errors.append((output, error))
         if errors:
+            if self.learner.guard is not None:
+                self.learner.guard.examine(self.learner, info)
             self._diverged = errors[0][0]
             raise errors[0][1]
 

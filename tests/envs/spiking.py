@@ -46,4 +46,4 @@ def register_spiking() -> None:
     """Make both known to gymnasium."""
     for name, what in ((SPIKE_ID, "reward"), (NAN_ID, "obs")):
         if name not in gym.registry:
-            gym.register(name, entry_point=SpikingEnv, kwargs={"what": what})
+            gym.register(name, entry_point="tests.envs.spiking:SpikingEnv", kwargs={"what": what})

@@ -92,20 +92,7 @@ class LocalFiles:
         Raises:
             O2OError: The file cannot be written, or the manifest holds something that is no plain value.
         """
-        path = self.run_dir / MANIFEST
-        text = json.dumps(plain(manifest), allow_nan=False, indent=2) + "\n"
-        temporary = path.with_name(f".{MANIFEST}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _fsync_folder(self.run_dir)
-        except OSError as error:
-            raise O2OError(f"{path} cannot be written: {error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_manifest(self.run_dir, manifest)
 
     def close(self, status: str) -> None:
         """Close the files; `status` belongs in the manifest, which the run writes itself."""
@@ -113,6 +100,24 @@ class LocalFiles:
         for file in self._files.values():
             file.close()
         self._files.clear()
+
+
+def write_manifest(run_dir: Path, manifest: Mapping[str, Any]) -> None:
+    """See `LocalFiles.write_manifest`."""
+    path = run_dir / MANIFEST
+    text = json.dumps(plain(manifest), allow_nan=False, indent=2) + "\n"
+    temporary = path.with_name(f".{MANIFEST}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _fsync_folder(run_dir)
+    except OSError as error:
+        raise O2OError(f"{path} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:
