@@ -27,7 +27,8 @@ from safetensors.numpy import load_file
 from o2o_smooth.agents.storage import read_json, restore_replaced, verify_directory, write_directory
 from o2o_smooth.data.buffer import ReplayBuffer
 from o2o_smooth.data.replay_files import ReplayFiles, check_segments
-from o2o_smooth.errors import CheckpointError, ConfigError
+from o2o_smooth.errors import CheckpointError, ConfigError, O2OError
+from o2o_smooth.files import why
 from o2o_smooth.training.config_checkpoints import CheckpointConfig
 from o2o_smooth.training.trees import Arrays, decode, encode
 
@@ -167,12 +168,16 @@ class Keeper:
         Raises:
             ConfigError: Another one is.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         try:
             import fcntl
         except ImportError:  # not a POSIX system
             return
-        self._lock = (self.folder / "lock").open("a+")
+        file = self.folder / "lock"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = file.open("a+")
+        except OSError as error:
+            raise O2OError(f"cannot write {file}: {why(error, file)}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -182,9 +187,10 @@ class Keeper:
             raise ConfigError(
                 f"{self.folder.parent} is being worked on ({who}); wait for it, or stop it first"
             ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        self._lock.flush()
+        with contextlib.suppress(OSError):  # on a full disk: it is for people only
+            self._lock.truncate(0)
+            self._lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+            self._lock.flush()
 
     def unlock(self) -> None:
         """Let others."""

@@ -97,13 +97,18 @@ class Output:
         self._tracker = Tracker(LocalFiles(self.out, positions), self._sinks, warn=self.progress.note)
         self._tracker.manifest(self.manifest)
 
-    def close(self, status: str) -> None:
-        """Write down how the run ended."""
+    def close(self, status: str) -> O2OError | None:
+        """Write down how the run ended; gives the error where that cannot be written, and closes all the same."""
+        failed = None
         if self._tracker is not None:
             self._summarise()
             self.manifest |= {"status": status, "finished": now()}
-            self._tracker.manifest(self.manifest)
-            self._tracker.close(status)
+            try:
+                self._tracker.manifest(self.manifest)
+            except O2OError as error:
+                failed = error
+            self._tracker.close(status if failed is None else "failed")
+        return failed
 
     def _summarise(self) -> None:
         """Tell the sinks how the switch went; files need no telling."""

@@ -8,6 +8,7 @@ it names draws of its own from then on: batches, noise, exploration. Other seeds
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,12 +17,13 @@ from typing import Any
 from o2o_smooth.agents.storage import read_json
 from o2o_smooth.draws import mix64
 from o2o_smooth.errors import CheckpointError, O2OError
+from o2o_smooth.files import written_whole
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.keeping import FOLDER, serials
 from o2o_smooth.training.manifest import now
 from o2o_smooth.training.progress import ProgressSink
 from o2o_smooth.training.seeding import Stream
-from o2o_smooth.training.tracking.local import MANIFEST, write_manifest
+from o2o_smooth.training.tracking.local import MANIFEST
 
 FAULT, ROLLBACKS = "fault", "rollbacks"  # in the manifest
 
@@ -64,7 +66,9 @@ def going_on(
         most = config.faults.max_rollbacks
         done = max(len(read_json(out / MANIFEST).get(ROLLBACKS) or ()) for out in found)
         if done >= most:
-            raise type(error)(f"{error} (after {done} rollbacks, --max-rollbacks {most})") from error
+            raise type(error)(
+                f"{error} (after {done} rollback{'s' if done != 1 else ''}, --max-rollbacks {most})"
+            ) from error
         progress.note(f"rollback {done + 1} of {most}: {error}")
     gc.collect()  # the run that failed, before the next one takes as much memory
     return resume_all(home, progress)
@@ -87,7 +91,8 @@ def take_back(home: Path, outs: Sequence[Path], note: Callable[[str], None]) -> 
         if len(kept) > 1 and earlier and earlier[-1].get("checkpoint") == kept[-1]:
             shutil.rmtree(home / FOLDER / f"{kept.pop():06d}")
         manifest[ROLLBACKS] = [*earlier, {**fault, "at": now(), "checkpoint": kept[-1] if kept else None}]
-        write_manifest(out, manifest)
+        with written_whole(out / MANIFEST) as path:
+            path.write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         note(
             f"{out}: seed {fault.get('seed')} goes on with other random draws than before ({fault.get('what')}); "
             f"the others as they were"

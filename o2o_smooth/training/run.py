@@ -33,7 +33,7 @@ from o2o_smooth.data.replay_files import read_rows
 from o2o_smooth.draws import make_draws
 from o2o_smooth.envs import Task, make_vector_env
 from o2o_smooth.envs import state as env_state
-from o2o_smooth.errors import CheckpointError, ParityError
+from o2o_smooth.errors import CheckpointError, O2OError, ParityError
 from o2o_smooth.smoothing import COMPONENTS, JointController, Mix, SmoothingController
 from o2o_smooth.training.audit import Audit, draws_per_row, offline_audit_rows, rhythm, saved_audit_rows
 from o2o_smooth.training.audit_rates import learning_rates, rate_warnings
@@ -44,7 +44,7 @@ from o2o_smooth.training.faults import settle
 from o2o_smooth.training.finetune import OnlineSettings, finetune, overlaps
 from o2o_smooth.training.guard import Guard, GuardedLearner, NotFinite
 from o2o_smooth.training.hygiene import Hygiene
-from o2o_smooth.training.keeping import FOLDER, ROWS, Keeper, Kept
+from o2o_smooth.training.keeping import FOLDER, ROWS, Keeper, Kept, serials
 from o2o_smooth.training.output import Diverged, Output, Values, own_metrics
 from o2o_smooth.training.parity import check_parity
 from o2o_smooth.training.parity_walks import Paths
@@ -201,15 +201,25 @@ class Run:
         except KeyboardInterrupt:
             status = "interrupted"
             raise
+        except O2OError:
+            if self.keeper is not None and serials(self.keeper.folder):
+                self.progress.note(f"checkpoints are kept; go on later with: o2o-smooth resume {self.prepared.out}")
+            raise
         finally:
-            for output in self.outputs:
-                output.close(status if self._diverged in (None, output) else "interrupted")
+            closed = [
+                output.close(status if self._diverged in (None, output) else "interrupted") for output in self.outputs
+            ]
+            unwritten = [failed for failed in closed if failed is not None]
             if self._evaluator is not None:
                 self._evaluator.close()
             if self.keeper is not None:
-                if status == "completed":
+                if status == "completed" and not unwritten:
                     self.keeper.clear([output.out / FOLDER for output in self.outputs])
                 self.keeper.unlock()
+            for failed in unwritten:
+                self.progress.note(f"warning: how the run ended is not written down: {failed}")
+        if unwritten:
+            raise unwritten[0]
         return [output.out for output in self.outputs]
 
     def _open(self, kept: Mapping[str, Any] | None) -> None:
