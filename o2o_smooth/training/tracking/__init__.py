@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from o2o_smooth.training.tracking import tensorboard_sink, wandb_sink
 from o2o_smooth.training.tracking.local import LocalFiles
 from o2o_smooth.training.tracking.scalars import SUMMARY
+from o2o_smooth.training.tracking.timed import TimedSink
 
 __all__ = ["LocalFiles", "Sink", "Tracker", "open_sinks"]
 
@@ -88,7 +89,7 @@ class Tracker:
         except Exception as error:
             if sink in self._sinks:
                 self._sinks.remove(sink)
-            self._warn(_dropped(type(sink).__name__, error))
+            self._warn(_dropped(getattr(sink, "name", type(sink).__name__), error))
 
 
 def open_sinks(
@@ -122,7 +123,7 @@ def open_sinks(
     """
 
     def open_wandb() -> Sink:
-        return wandb_sink.WandbSink(run_dir, name, config, seeds=seeds, project=project, group=group)
+        return TimedSink(wandb_sink.WandbSink(run_dir, name, config, seeds=seeds, project=project, group=group))
 
     def open_tensorboard() -> Sink:
         return tensorboard_sink.TensorBoardSink(run_dir, name, config, seeds=seeds)
