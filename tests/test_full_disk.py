@@ -22,6 +22,7 @@ from o2o_smooth.data.batch import Transitions
 from o2o_smooth.data.buffer import ReplayBuffer, pack
 from o2o_smooth.data.corridor_sets import make_corridor_dataset
 from o2o_smooth.data.hdf5 import write_hdf5
+from o2o_smooth.data.replay_files import Replay
 from o2o_smooth.envs import find_task
 from o2o_smooth.errors import ConfigError, O2OError
 from o2o_smooth.training.advice import write_advice
@@ -105,7 +106,7 @@ def checkpoint(folder: Path) -> Callable[[], Any]:
     buffer = ReplayBuffer(1, 1000, 3, 2)
     t = transitions(1000)
     buffer.add(pack(t.obs, t.action, t.reward, t.next_obs, t.terminated, t.truncated)[None])
-    return lambda: keeper.write({"phase": "online", "x": np.zeros(100)}, {}, buffer)
+    return lambda: keeper.write({"phase": "online", "x": np.zeros(100)}, {}, Replay(buffer, 1000, 0))
 
 
 def command(*arguments: str) -> Callable[[], Any]:

@@ -107,7 +107,7 @@ def restore_replaced(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if not (folder / name).exists():
                 left.rename(folder / name)
-    for left in (*folder.glob(".*.*.old"), *folder.glob(".*.tmp")):
+    for left in (*folder.glob(".*.*.old"), *folder.glob(".*.tmp"), *folder.glob(".*.tmp.*")):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         else:

@@ -159,21 +159,30 @@ class ReplayBuffer:
         """The rows of a buffer in CPU memory, (rings, capacity, width), without a copy."""
         return self._rows.numpy().reshape(-1, self.capacity, self._rows.shape[1])
 
-    def set_mc_returns(self, member: int, rows: NDArray[np.int64], returns: FloatArray) -> None:
+    def set_mc_returns(
+        self, member: int, rows: NDArray[np.int64], returns: FloatArray, *, truncated: bool = False
+    ) -> None:
         """Fill in Monte-Carlo returns of finished episodes; rows already overwritten are left alone.
 
         Args:
             member: Whose ring.
             rows: Row numbers as `written` counted them, (n,).
             returns: (n,).
+            truncated: The last of the rows was the end of its episode, as nobody knew when it was written.
         """
         alive = rows >= self._written - self.capacity
         slots, ring = rows[alive] % self.capacity, 0 if self.shared else member
+        ends = truncated and bool(alive[-1:].any())
+        at = columns(self.obs_dim, self.action_dim)
         if self.device.type == "cpu":
-            self._host[ring, slots, -1] = returns[alive]
+            self._host[ring, slots, at.mc_return] = returns[alive]
+            if ends:
+                self._host[ring, slots[-1], at.truncated] = 1.0
         else:
             where = to_device(slots + ring * self.capacity, self.device)
-            self._rows[where, -1] = to_device(returns[alive], self.device)
+            self._rows[where, at.mc_return] = to_device(returns[alive], self.device)
+            if ends:
+                self._rows[where[-1], at.truncated] = 1.0
 
     def newest(self, count: int) -> Batch:
         """The rows that were written last, oldest first: (M, B, ...) with B = count, or all where there are fewer."""

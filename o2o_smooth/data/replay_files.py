@@ -7,6 +7,7 @@ known then. Segments are put back in their order; what a ring has overwritten si
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,29 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from o2o_smooth.data.buffer import ReplayBuffer
+from o2o_smooth.data.collect import Collector
 from o2o_smooth.errors import CheckpointError
 from o2o_smooth.files import describe_file, fsync, verify_file, written_whole
 
 PIECE = 32 * 2**20  # bytes of rows in a file, so that writing needs little memory beside the buffer
 Segment = Mapping[str, Any]  # file, first, stop, returns_first, bytes, sha256
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A buffer, and how far its rows are settled."""
+
+    rows: ReplayBuffer
+    settled: int
+    """The first row of which more than the return may still change, by number."""
+    unfinished: int
+    """The first row whose return is not known yet."""
+
+    @classmethod
+    def of(cls, collector: Collector) -> Replay:
+        """The buffer of a collector: an environment's last row may still become a truncation."""
+        rows = collector.buffer
+        return cls(rows, max(0, rows.written - collector.per_member), collector.unfinished)
 
 
 class ReplayFiles:
@@ -28,30 +47,30 @@ class ReplayFiles:
     Args:
         folder: Where they lie.
         segments: Those of the checkpoint that a run goes on from.
-        written: Rows that they hold; what the buffer has beyond is new.
-        unfinished: The first row whose return they do not know.
+        settled: See `Replay`, when they were written.
+        unfinished: The same.
     """
 
     def __init__(
-        self, folder: Path, segments: Sequence[Segment] = (), *, written: int = 0, unfinished: int = 0
+        self, folder: Path, segments: Sequence[Segment] = (), *, settled: int = 0, unfinished: int = 0
     ) -> None:
         self.folder = folder
         self.segments: list[Segment] = list(segments)
-        self._written, self._unfinished = written, unfinished
+        self._settled, self._unfinished = settled, unfinished
 
-    def write(self, buffer: ReplayBuffer, unfinished: int, mark: str) -> list[Segment]:
+    def write(self, replay: Replay, mark: str) -> list[Segment]:
         """Bring what is new to the disk; gives the segments that make up the buffer now.
 
         Args:
-            buffer: The buffer.
-            unfinished: The first row whose return is not known yet.
+            replay: The buffer.
             mark: In the names of the new files.
 
         Raises:
             O2OError: They cannot be written.
         """
+        buffer = replay.rows
         alive = max(0, buffer.written - buffer.capacity)
-        first = max(self._written, alive)
+        first = max(self._settled, alive)
         known = max(min(self._unfinished, first), alive)
         segments = [s for s in self.segments if s["stop"] > alive]
         rings, row = 1 if buffer.shared else buffer.members, 4 * _width(buffer)
@@ -80,12 +99,8 @@ class ReplayFiles:
                 }
             )
         fsync(self.folder)
-        self.segments, self._written, self._unfinished = segments, buffer.written, unfinished
+        self.segments, self._settled, self._unfinished = segments, replay.settled, replay.unfinished
         return segments
-
-    def reopen(self, first: int) -> None:
-        """Rows from number `first` on have changed since they were written."""
-        self._written = max(0, min(self._written, first))
 
 
 def check_segments(folder: Path, segments: Sequence[Segment]) -> None:

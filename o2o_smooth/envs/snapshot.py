@@ -85,7 +85,7 @@ def decode(node: dict[str, Any], env: gym.Env[Any, Any]) -> None:
         _Writer(getattr(env, "pristine", ()), simulator.windows(env)).write(node, env, "env")
     except EnvError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise EnvError(f"the state does not fit this environment: {type(error).__name__}: {error}") from error
 
 
@@ -376,7 +376,9 @@ class _Writer:
                 self.write(inner, held["env"], f"{path}.env")
             thing.set_state(self.write(node["own"], None, f"{path}.get_state()"))
         else:
-            for name in set(_attributes(thing)) - set(node["attributes"]):
+            for name in sorted(set(_attributes(thing)) - set(node["attributes"])):
+                if isinstance(held[name], gym.Env | gym.Space):
+                    raise EnvError(f"the state does not fit this environment: it lacks {path}.{name}")
                 del held[name]
         for name in sorted(node["attributes"]):
             if not (name == "env" and has_protocol(thing)):

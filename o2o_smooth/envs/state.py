@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv
 
 from o2o_smooth.envs import snapshot
 from o2o_smooth.envs.corridor import CORRIDOR_ID, CorridorVectorEnv
+from o2o_smooth.envs.inline import InlineVectorEnv
 from o2o_smooth.envs.make import TaskEnv
 from o2o_smooth.envs.pool import PoolVectorEnv
+from o2o_smooth.envs.workers import WorkerVectorEnv
 from o2o_smooth.errors import EnvError
 
 FORMAT = 1
@@ -46,13 +48,15 @@ def capture(envs: Vector) -> list[EnvState]:
     Raises:
         EnvError: They cannot be captured exactly; the text says why.
     """
+    counts: list[Any] = [None] * envs.num_envs
     if isinstance(envs, CorridorVectorEnv):
         nodes = _capture_corridor(envs)
-    elif isinstance(envs, SyncVectorEnv | AsyncVectorEnv):
-        nodes = [*envs.get_attr("whole_state")]
+    elif isinstance(envs, InlineVectorEnv | WorkerVectorEnv):
+        nodes = envs.ask(_encode)
+        counts = [envs.supervisor.state(i) for i in range(envs.num_envs)]
     else:
         raise EnvError(f"the state of {type(envs).__name__} cannot be captured")
-    return [{"format": FORMAT, "env": node} for node in nodes]
+    return [{"format": FORMAT, "env": node, "restarts": count} for node, count in zip(nodes, counts, strict=True)]
 
 
 def restore(envs: Vector, states: Sequence[EnvState]) -> None:
@@ -64,18 +68,28 @@ def restore(envs: Vector, states: Sequence[EnvState]) -> None:
     """
     if len(states) != envs.num_envs:
         raise EnvError(f"{len(states)} states for {envs.num_envs} environments")
-    nodes = []
     given: Any
     for i, given in enumerate(states):
         if not isinstance(given, dict) or given.get("format") != FORMAT or not isinstance(given.get("env"), dict):
             raise EnvError(f"the state of environment {i} is broken, or of another version of this package")
-        nodes.append(given["env"])
+    nodes = [state["env"] for state in states]
     if isinstance(envs, CorridorVectorEnv):
         _restore_corridor(envs, nodes)
-    elif isinstance(envs, SyncVectorEnv | AsyncVectorEnv):
-        envs.set_attr("whole_state", nodes)
+    elif isinstance(envs, InlineVectorEnv | WorkerVectorEnv):
+        envs.ask(_decode, [(node,) for node in nodes])
+        for i, state in enumerate(states):
+            if state.get("restarts") is not None:
+                envs.supervisor.set_state(i, state["restarts"])
     else:
         raise EnvError(f"{type(envs).__name__} cannot be brought into a state")
+
+
+def _encode(env: Any) -> dict[str, Any]:
+    return snapshot.encode(env)
+
+
+def _decode(env: Any, node: dict[str, Any]) -> None:
+    snapshot.decode(node, env)
 
 
 def _single_corridor(envs: CorridorVectorEnv) -> TaskEnv:

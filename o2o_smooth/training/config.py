@@ -13,6 +13,7 @@ from o2o_smooth.errors import ConfigError
 from o2o_smooth.smoothing.rules import RETURN_RULES, rule_name
 from o2o_smooth.training.config_adaptive import AdaptiveConfig
 from o2o_smooth.training.config_checkpoints import CheckpointConfig
+from o2o_smooth.training.config_envs import EnvConfig
 from o2o_smooth.training.config_faults import FaultConfig
 from o2o_smooth.training.config_files import apply_values, read_toml, unknown
 from o2o_smooth.training.config_groups import REGIME_SHARE, EvaluationConfig, Regime, SmoothingConfig
@@ -26,6 +27,7 @@ __all__ = [
     "AnchorConfig",
     "AveragingConfig",
     "CheckpointConfig",
+    "EnvConfig",
     "EvaluationConfig",
     "FaultConfig",
     "HygieneConfig",
@@ -64,6 +66,8 @@ class RunConfig(Generic[C]):
     """What is checked at the switch, and what is watched after it."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     """What a stopped run goes on from."""
+    environments: EnvConfig = field(default_factory=EnvConfig)
+    """What is done about environments that fail."""
     faults: FaultConfig = field(default_factory=FaultConfig)
     """What happens when numbers go wrong."""
     task: str = "D4RL/pointmaze/umaze-dense-v2"

@@ -16,7 +16,7 @@ class CheckpointConfig:
     checkpoint_every: float = 300.0
     """Seconds between checkpoints. There is one at the switch, at the end of pretraining and when the run is asked to
     stop in any case. Results do not depend on it. Where writing takes long, they are as far apart as keeps it below 2 %
-    of the time; 0: at every step, for tests."""
+    of the time; not so below 1 s, which is for tests (0: at every step)."""
     keep_checkpoints: int = 2
     """How many of the newest are kept."""
     keep_best: bool = True

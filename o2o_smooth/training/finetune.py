@@ -252,6 +252,8 @@ def finetune(
                 for m, recent in enumerate(course.returns):
                     if recent:
                         signals[m]["collect/return"] = float(np.mean(list(recent)))
+                    if collector.dropped_episodes[m]:
+                        signals[m]["collect/dropped_episodes"] = float(collector.dropped_episodes[m])
                 observer.log(t, {**course.info, **course.cosines}, signals)
                 course.cosines = {}
             if course.evaluated < len(points) and t >= points[course.evaluated]:

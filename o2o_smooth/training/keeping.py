@@ -25,8 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from o2o_smooth.agents.storage import read_json, restore_replaced, verify_directory, write_directory
-from o2o_smooth.data.buffer import ReplayBuffer
-from o2o_smooth.data.replay_files import ReplayFiles, check_segments
+from o2o_smooth.data.replay_files import Replay, ReplayFiles, check_segments
 from o2o_smooth.errors import CheckpointError, ConfigError, O2OError
 from o2o_smooth.files import why
 from o2o_smooth.training.config_checkpoints import CheckpointConfig
@@ -34,6 +33,7 @@ from o2o_smooth.training.trees import Arrays, decode, encode
 
 FORMAT = 1
 FOLDER, ROWS = "resume", "rows"
+NO_ROWS: dict[str, Any] = {"segments": [], "written": 0, "settled": 0, "unfinished": 0}
 SHARE = 50  # a checkpoint may take a fiftieth of the time
 
 
@@ -55,18 +55,21 @@ class Keeper:
     Args:
         folder: RUN/resume.
         config: Settings.
-        kept: The checkpoint that the run goes on from.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig, kept: Kept | None = None) -> None:
+    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
         self.folder, self.config = folder, config
-        self._serial = 0 if kept is None else kept.serial
-        rows: dict[str, Any] = {"segments": [], "written": 0, "unfinished": 0} if kept is None else kept.rows
-        self.replay = ReplayFiles(
-            folder / ROWS, rows["segments"], written=int(rows["written"]), unfinished=int(rows["unfinished"])
-        )
         self._cost, self._last = 0.0, time.monotonic()
         self._lock: Any = None
+        self.go_on(None)
+
+    def go_on(self, kept: Kept | None) -> None:
+        """From a checkpoint, or from none."""
+        self._serial = 0 if kept is None else kept.serial
+        rows = NO_ROWS if kept is None else kept.rows
+        self.replay = ReplayFiles(
+            self.folder / ROWS, rows["segments"], settled=int(rows["settled"]), unfinished=int(rows["unfinished"])
+        )
 
     # When
 
@@ -74,7 +77,7 @@ class Keeper:
     def due(self) -> bool:
         """Whether it is time for a checkpoint; a matter of the clock, so nothing else may depend on it."""
         every = self.config.checkpoint_every
-        return time.monotonic() - self._last >= (max(every, SHARE * self._cost) if every else 0.0)
+        return time.monotonic() - self._last >= (max(every, SHARE * self._cost) if every >= 1 else every)
 
     # Writing
 
@@ -82,16 +85,14 @@ class Keeper:
         self,
         state: Mapping[str, Any],
         files: Mapping[str, Any],
-        rows: ReplayBuffer | None = None,
-        unfinished: int = 0,
+        replay: Replay | None = None,
     ) -> Path:
         """Write a checkpoint, and let go of those that are too many.
 
         Args:
             state: A tree; see `trees`.
             files: Further files, as `write_directory` takes them.
-            rows: The replay buffer, once there is one.
-            unfinished: The first of its rows whose return is not known yet.
+            replay: The replay buffer, once there is something in it.
 
         Raises:
             O2OError: It cannot be written; those before it are still there.
@@ -99,21 +100,20 @@ class Keeper:
         begun = time.monotonic()
         serial = self._serial + 1
         name = f"{serial:06d}"
-        segments = [] if rows is None else self.replay.write(rows, unfinished, name)
+        rows = NO_ROWS
+        if replay is not None:
+            rows = {
+                "segments": self.replay.write(replay, name),
+                "written": replay.rows.written,
+                "settled": replay.settled,
+                "unfinished": replay.unfinished,
+            }
         arrays: Arrays = {}
         tree = encode(state, arrays)
-        about = {
-            "format": FORMAT,
-            "rows": {
-                "segments": segments,
-                "written": 0 if rows is None else rows.written,
-                "unfinished": unfinished,
-            },
-        }
         path = write_directory(
             self.folder / name,
             {
-                "checkpoint.json": about,
+                "checkpoint.json": {"format": FORMAT, "rows": rows},
                 "state.json": tree,
                 "state.safetensors": {key: torch.from_numpy(value) for key, value in arrays.items()},
                 **files,
@@ -151,8 +151,7 @@ class Keeper:
         for later in [s for s in serials(self.folder) if s > serial]:
             shutil.rmtree(self.folder / f"{later:06d}", ignore_errors=True)
         restore_replaced(self.folder)
-        for left in (self.folder / ROWS).glob(".*.tmp.*"):
-            left.unlink(missing_ok=True)
+        restore_replaced(self.folder / ROWS)
         self.prune()
 
     def clear(self, folders: Sequence[Path]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from o2o_smooth.agents.storage import read_json
 from o2o_smooth.errors import CheckpointError, ConfigError, O2OError
 from o2o_smooth.training.config import RunConfig
-from o2o_smooth.training.keeping import FOLDER, Keeper, read_newest
+from o2o_smooth.training.keeping import FOLDER, Keeper, Kept, read_newest
 from o2o_smooth.training.prepare import prepare_population
 from o2o_smooth.training.progress import ProgressSink, Silent
 from o2o_smooth.training.request import Request, differing, has_request, read_request
@@ -75,28 +75,34 @@ def resume_all(folder: Path, progress: ProgressSink | None = None) -> list[Path]
         progress.note(f"{folder} is complete; there is nothing to resume")
         Keeper(keeping, request.configs[0].checkpoints).clear([out / FOLDER for out in outs])
         return outs
-    take_back(request.home, outs, progress.note)
     return going_on(lambda: _go_on(folder, request, progress), request.home, request.configs[0], progress)
 
 
 def _go_on(folder: Path, request: Request, progress: ProgressSink) -> list[Path]:
-    outs = list(request.outs)
-    kept = read_newest(request.home / FOLDER, progress.note, lambda state: _fits(outs, state))
-    if len(outs) > 1:
-        progress.note(f"{folder} shares a learner with {len(outs) - 1} others; all of them go on")
+    outs, keeping = list(request.outs), request.home / FOLDER
+    keeper = Keeper(keeping, request.configs[0].checkpoints)
+    keeper.lock()  # before anything is read: another process could still be writing
+    try:
+        take_back(request.home, outs, progress.note)
+        kept = read_newest(keeping, progress.note, lambda state: _fits(outs, state))
+        if len(outs) > 1:
+            progress.note(f"{folder} shares a learner with {len(outs) - 1} others; all of them go on")
+        progress.note(f"{folder} {_whence(kept)}")
+        set_threads(request.configs[0], sum(len(config.seeds) for config in request.configs))
+        prepared = prepare_population(list(request.configs), progress, list(request.names), resumed=outs)
+        request.check(prepared)
+        return Run(prepared, progress, keeper=keeper, kept=kept).do()
+    finally:
+        keeper.unlock()
+
+
+def _whence(kept: Kept | None) -> str:
     if kept is None:
-        progress.note(f"{folder} has no checkpoint yet; it starts anew")
-    else:
-        at = kept.state["at"]
-        progress.note(
-            f"{folder} goes on from {'pretraining' if kept.state['phase'] == 'offline' else 'fine-tuning'}, "
-            f"{at['updates']:,} updates"
-            + (f" and {at['env_steps']:,} online steps" if kept.state["phase"] == "online" else "")
-        )
-    set_threads(request.configs[0], sum(len(config.seeds) for config in request.configs))
-    prepared = prepare_population(list(request.configs), progress, list(request.names), resumed=outs)
-    request.check(prepared)
-    return Run(prepared, progress, resumed=True, kept=kept).do()
+        return "has no checkpoint yet; it starts anew"
+    at = kept.state["at"]
+    if kept.state["phase"] == "offline":
+        return f"goes on from pretraining, {at['updates']:,} updates"
+    return f"goes on from fine-tuning, {at['updates']:,} updates and {at['env_steps']:,} online steps"
 
 
 def _fits(outs: list[Path], state: Mapping[str, Any]) -> None:

@@ -6,9 +6,9 @@ share a population (`population.run_population`); each then writes the folder th
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +18,34 @@ from o2o_smooth.agents import CQLConfig
 from o2o_smooth.agents.base import Metrics
 from o2o_smooth.agents.plan import Planner
 from o2o_smooth.agents.storage import (
-    agent_state,
-    read_json,
-    read_tensors,
-    restore_agent,
-    restore_replaced,
     take_members,
 )
 from o2o_smooth.data.batch import Batch, FloatArray
 from o2o_smooth.data.buffer import ReplayBuffer
 from o2o_smooth.data.collect import BrokenStep, Collector
 from o2o_smooth.data.normalize import observation_statistics
-from o2o_smooth.data.replay_files import read_rows
 from o2o_smooth.draws import make_draws
 from o2o_smooth.envs import Task, make_vector_env
-from o2o_smooth.envs import state as env_state
-from o2o_smooth.errors import CheckpointError, O2OError, ParityError
-from o2o_smooth.smoothing import COMPONENTS, JointController, Mix, SmoothingController
+from o2o_smooth.errors import O2OError, ParityError
+from o2o_smooth.smoothing import COMPONENTS, JointController, Mix
 from o2o_smooth.training.audit import Audit, draws_per_row, offline_audit_rows, rhythm, saved_audit_rows
 from o2o_smooth.training.audit_rates import learning_rates, rate_warnings
 from o2o_smooth.training.checkpoint import SwitchRecord, find_checkpoint
 from o2o_smooth.training.config import RunConfig
+from o2o_smooth.training.continued import Continued, OnlinePauses
 from o2o_smooth.training.evaluate import Evaluation, Evaluator
 from o2o_smooth.training.faults import settle
 from o2o_smooth.training.finetune import OnlineSettings, finetune, overlaps
 from o2o_smooth.training.guard import Guard, GuardedLearner, NotFinite
-from o2o_smooth.training.hygiene import Hygiene
-from o2o_smooth.training.keeping import FOLDER, ROWS, Keeper, Kept, serials
+from o2o_smooth.training.keeping import FOLDER, serials
 from o2o_smooth.training.output import Diverged, Output, Values, own_metrics
 from o2o_smooth.training.parity import check_parity
 from o2o_smooth.training.parity_walks import Paths
-from o2o_smooth.training.prepare import Prepared, default_out, make_controller, prepare
+from o2o_smooth.training.prepare import default_out, make_controller, prepare
 from o2o_smooth.training.progress import ProgressSink, Silent
-from o2o_smooth.training.request import write_request
 from o2o_smooth.training.rollback import going_on, rolled, times
-from o2o_smooth.training.seeding import Stream, env_seeds, online_seed, resumed_index
-from o2o_smooth.training.stopping import Interrupted, Stopped, StopRequest, listening
+from o2o_smooth.training.seeding import online_seed
+from o2o_smooth.training.stopping import Interrupted, Stopped, listening
 
 __all__ = ["Diverged", "Run", "default_threads", "run"]
 
@@ -105,53 +97,19 @@ def default_threads(config: RunConfig[Any], members: int | None = None) -> int |
     return 1 if flops < SHARED_FLOPS else None
 
 
-class Run:
-    """The state of a run in progress, or of several that share a population.
+class Run(Continued):
+    """A run in progress, or several that share a population; see `Continued` for its arguments."""
 
-    Args:
-        prepared: What to run.
-        progress: Where progress goes.
-        name: What the display calls arms without a name.
-        resumed: Whether it goes on in its folders.
-        kept: The checkpoint that it goes on from; None: there was none yet.
-    """
-
-    def __init__(
-        self,
-        prepared: Prepared,
-        progress: ProgressSink,
-        name: str | None = None,
-        *,
-        resumed: bool = False,
-        kept: Kept | None = None,
-    ) -> None:
-        self.prepared = prepared
-        self.config, self.task, self.agent = prepared.config, prepared.task, prepared.agent
-        self.dataset, self.reward_map, self.forked = prepared.dataset, prepared.reward_map, prepared.forked
-        self.progress = progress
-        self.members, self.seeds = len(prepared.members.seeds), prepared.members.seeds
-        self.outputs = [Output(prepared, arm, progress, arm.name or name) for arm in prepared.arms]
-        self.learner = GuardedLearner(
+    def _make_learner(self) -> GuardedLearner:
+        learner = GuardedLearner(
             self.agent,
             batch_size=self.config.batch_size,
             regime=self.config.smoothing.regime,
             graphs=self.config.graphs,
         )
         if self.config.faults.nan_check_every:
-            self.learner.guard = Guard(self.config.faults.nan_check_every)
-        self.resumed, self.kept = resumed or kept is not None, kept
-        self.request = StopRequest()
-        self.keeper: Keeper | None = None
-        if self.config.checkpoints.save_checkpoints:
-            self.keeper = Keeper(prepared.out / FOLDER, self.config.checkpoints, kept)
-        self._records: Sequence[SwitchRecord] = ()
-        self._hygiene: Hygiene | None = None
-        self._uncaptured: str | None = None  # why environments cannot be captured; None: they can
-        self._controllers: list[SmoothingController] = []  # of the outputs
-        self._diverged: Output | None = None
-        self._evaluator: Evaluator | None = None
-        self._clock = time.perf_counter()
-        self._clock_updates = self.agent.updates
+            learner.guard = Guard(self.config.faults.nan_check_every)
+        return learner
 
     # The whole
 
@@ -198,9 +156,9 @@ class Run:
         except Stopped:
             status = "interrupted"
             raise Interrupted(self.request.number or 0, self.prepared.out) from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # a second Ctrl-C: as it stands
             status = "interrupted"
-            raise
+            raise Interrupted(signal.SIGINT, self.prepared.out) from None
         except O2OError:
             if self.keeper is not None and serials(self.keeper.folder):
                 self.progress.note(f"checkpoints are kept; go on later with: o2o-smooth resume {self.prepared.out}")
@@ -221,27 +179,6 @@ class Run:
         if unwritten:
             raise unwritten[0]
         return [output.out for output in self.outputs]
-
-    def _open(self, kept: Mapping[str, Any] | None) -> None:
-        """Begin the folders, or go on in them."""
-        said: dict[str, Any] | None = None
-        if self.resumed:
-            said = {"checkpoint": None} if kept is None else {"checkpoint": kept["phase"], **kept["at"]}
-            if self.keeper is not None:
-                self.keeper.lock()
-                self.keeper.forget_after(0 if self.kept is None else self.kept.serial)
-            for output in self.outputs:
-                restore_replaced(output.out / "checkpoints")
-        for output in self.outputs:
-            output.open_sinks(said)
-        if self.keeper is not None and not self.resumed:
-            self.keeper.lock()
-            write_request(self.prepared)
-        nothing: Mapping[str, int] | None = {} if self.resumed else None
-        for i, output in enumerate(self.outputs):
-            output.open(nothing if kept is None else kept["outputs"][i]["positions"])
-            if kept is not None:
-                output.load_state(kept["outputs"][i])
 
     def _switch(self, kept: Mapping[str, Any] | None) -> Batch | None:
         """Up to the switch, and what is written down there; gives the offline rows that audits look at."""
@@ -380,79 +317,29 @@ class Run:
             self._restore_agent()
             self._restore_online(kept, controller, audit)
         self._clock, self._clock_updates = time.perf_counter(), agent.updates
-        pauses = _OnlinePauses(self, collector, controller, audit)
+        pauses = OnlinePauses(self, collector, controller, audit)
         finetune(self.learner, collector, controller, settings, self, audit, pauses=pauses, resumed=kept)
         for output, record, own in zip(self.outputs, records, self._controllers, strict=True):
             output.final(record, agent, own, hygiene)
             output.online_data(self.online_rows, f"online steps of {agent.name}")
 
-    def _resumed_collector(self, members: Sequence[tuple[int, int]], kept: Mapping[str, Any] | None) -> Collector:
-        """What collects for the run, at its beginning or where a checkpoint was."""
-        n = self.config.num_envs
-        states = None if kept is None else kept["envs"]
-        anew = kept is not None and states is None
-        if kept is not None and self.kept is not None:
-            rows = self.kept.rows
-            read_rows(self.online_rows, self.kept.folder.parent / ROWS, rows["segments"], int(rows["written"]))
-        seeds = [
-            s
-            for seed, stream in members
-            for s in env_seeds(
-                seed,
-                Stream.TRAIN_ENV,
-                n,
-                resumed_index(stream, int(kept["collector"]["env_steps"])) if anew and kept is not None else stream,
-            )
-        ]
-        collector = self._collector(self.task, n, self.online_rows, seeds)
-        try:
-            self._uncaptured = env_state.why_not(collector.envs)
-            if kept is None:
-                if self._uncaptured is not None and self.keeper is not None:
-                    self.progress.note(
-                        f"this run, if stopped, resumes with new episodes: the environments' state cannot be kept "
-                        f"({self._uncaptured})"
-                    )
-            elif states is not None:
-                env_state.restore(collector.envs, states)
-                collector.load_state(kept["collector"])
-            else:
-                cut = collector.begin_anew(kept["collector"])
-                if self.keeper is not None:
-                    self.keeper.replay.reopen(self.online_rows.written - n)
-                self._note_cut(cut)
-        except BaseException:
-            collector.close()
-            raise
-        return collector
-
-    def _note_cut(self, cut: int) -> None:
-        """Tell of episodes that could not be gone on with."""
-        self.progress.note(
-            f"the environments begin new episodes, the {cut} that were running are cut short: their state could not be "
-            f"kept ({self._uncaptured or 'when the checkpoint was written'})"
-        )
-        for output in self.outputs:
-            output.manifest["resumed"][-1]["episodes_cut"] = cut
-            output.remember(
-                "resumed_with_new_episodes", {"reason": self._uncaptured, "times": self._times_anew(output)}
-            )
-
-    @staticmethod
-    def _times_anew(output: Output) -> int:
-        return sum("episodes_cut" in entry for entry in output.manifest["resumed"])
-
     def _collector(self, task: Task, envs: int, buffer: ReplayBuffer, seeds: Sequence[int]) -> Collector:
         """What collects, with so many environments per member."""
         config = self.config
         return Collector(
-            make_vector_env(task, self.members * envs, vectorizer=config.vectorizer),
+            make_vector_env(
+                task,
+                self.members * envs,
+                vectorizer=config.vectorizer,
+                supervision=config.environments.supervision(),
+            ),
             self.members,
             buffer,
             reward_map=self.reward_map,
             discount=self.agent.config.discount,
             seeds=seeds,
             overlap=overlaps(config.overlap, config.vectorizer, self.agent.device),
+            on_fault=lambda fault: self._env_failed(fault, fault.env // envs),
         )
 
     def check_parity(self) -> None:
@@ -556,7 +443,13 @@ class Run:
             self._evaluator = None
         if self._evaluator is None:
             envs = min(evaluation.eval_envs, evaluation.eval_episodes)
-            self._evaluator = Evaluator(self.task, agent.seeds, envs=envs)
+            self._evaluator = Evaluator(
+                self.task,
+                agent.seeds,
+                envs=envs,
+                supervision=self.config.environments.supervision(),
+                on_fault=lambda fault: self._env_failed(fault, fault.env // envs, evaluating=True),
+            )
 
         def act(obs: FloatArray) -> FloatArray:
             self.request.check()
@@ -570,58 +463,6 @@ class Run:
         for output in self.outputs:
             output.evaluation(evaluation, phase, env_steps, self.agent.updates)
         return evaluation
-
-    # Checkpoints
-
-    def due(self) -> bool:
-        """Whether a checkpoint is wanted now, or somebody wants to stop."""
-        return self.request.number is not None or (self.keeper is not None and self.keeper.due)
-
-    def _keep(self, phase: str, state: Mapping[str, Any], env_steps: int = 0, unfinished: int = 0) -> None:
-        """Keep a checkpoint; one of networks that hold NaN would be of no use."""
-        keeper = self.keeper
-        if keeper is None:
-            return
-        description, tensors = agent_state(self.agent, None)
-        broken = next((name for name, x in tensors.items() if not bool(torch.isfinite(x).all())), None)
-        if broken is not None:
-            self.progress.note(f"warning: no checkpoint is kept, '{broken}' is not finite; the last good one stays")
-            return
-        online = phase == "online"
-        kept = {
-            "phase": phase,
-            "at": {"env_steps": env_steps, "updates": self.agent.updates},
-            "outputs": [output.state() for output in self.outputs],
-            "records": [asdict(record) for record in self._records],
-            "mix": None if self.learner.mix is None else self.learner.mix.to_dict(),
-            **state,
-        }
-        files: dict[str, Any] = {"agent.json": description, "agent.safetensors": tensors}
-        if self._hygiene is not None:
-            files |= self._hygiene.files()
-        keeper.write(kept, files, self.online_rows if online else None, unfinished)
-
-    def _restore_agent(self) -> None:
-        """Put the agent of the checkpoint in place of the one there is, and what tends it."""
-        assert self.kept is not None
-        folder = self.kept.folder
-        tensors = read_tensors(folder / "agent.safetensors")
-        restore_agent(self.agent, read_json(folder / "agent.json"), tensors, folder)
-        if self._hygiene is not None:
-            file = folder / "hygiene.safetensors"
-            tended = read_tensors(file) if file.is_file() else {}
-            self._hygiene.load_state_dict(tended, read_json(folder / "hygiene.json"))
-        mix = self.kept.state["mix"]
-        self.learner.mix = None if mix is None else Mix.from_dict(mix)
-
-    def _restore_online(self, kept: Mapping[str, Any], controller: SmoothingController, audit: Audit | None) -> None:
-        try:
-            controller.load_state_dict(kept["controller"])
-            if audit is not None and kept["audit"] is not None:
-                audit.load_state(kept["audit"])
-        except (KeyError, TypeError, ValueError) as error:
-            assert self.kept is not None
-            raise CheckpointError(f"{self.kept.folder} does not fit the run: {error}") from None
 
     def _log(self, phase: str, env_steps: int, info: Metrics, signals: Sequence[Mapping[str, float]]) -> None:
         now = time.perf_counter()
@@ -657,34 +498,3 @@ class Run:
         plan, _ = planner(mix, updates=agent.updates - 1, one_batch=True, frozen=frozen)
         measured = any(controller.mix().kind(c) == "mixed" for c in COMPONENTS)
         return own_metrics(values, plan, measured=measured)
-
-
-@dataclass
-class _OnlinePauses:
-    """See `finetune.Pauses`."""
-
-    run: Run
-    collector: Collector
-    controller: SmoothingController
-    audit: Audit | None
-
-    def due(self) -> bool:
-        """See `Pauses`."""
-        return self.run.due()
-
-    def stopping(self) -> bool:
-        """See `Pauses`."""
-        return self.run.request.number is not None
-
-    def keep(self, capture: Callable[[], dict[str, Any]]) -> None:
-        """See `Pauses`."""
-        run, collector = self.run, self.collector
-        state = {
-            **capture(),
-            "controller": self.controller.state_dict(),
-            "audit": None if self.audit is None else self.audit.state(),
-            "collector": collector.state(),
-            "envs": None if run._uncaptured is not None else env_state.capture(collector.envs),
-        }
-        run._keep("online", {"online": state}, collector.env_steps, collector.unfinished)
-        run.request.check()

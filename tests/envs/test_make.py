@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from o2o_smooth.envs import Task, episode_success, final_observations, find_task, make_env, make_vector_env
+from o2o_smooth.envs.workers import WorkerVectorEnv
 from o2o_smooth.errors import EnvError
 from tests.envs.counting import counting_length, counting_task, counting_terminates
 
@@ -262,7 +263,8 @@ def test_missing_package_names_the_extra(package: str, name: str, extra: str) ->
 
 def test_async_env_closes_its_processes() -> None:
     envs = make_vector_env(counting_task(), 2, vectorizer="async")
-    processes = envs.processes  # type: ignore[attr-defined]
+    assert isinstance(envs, WorkerVectorEnv)
+    processes = envs.processes
     envs.reset(seed=0)
     envs.close()
     assert not any(process.is_alive() for process in processes)

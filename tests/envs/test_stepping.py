@@ -9,16 +9,18 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AsyncVectorEnv
 from numpy.typing import NDArray
 
 from o2o_smooth.envs import Task, make_vector_env
 from o2o_smooth.envs.stepping import Elsewhere, InTurn, Stepper, Threaded, make_stepper
+from o2o_smooth.envs.supervision import Supervision
+from o2o_smooth.envs.workers import WorkerVectorEnv
+from o2o_smooth.errors import EnvError
 from tests.envs.counting import counting_task
 
 WAYS = [("sync", False), ("sync", True), ("async", False), ("async", True)]
 N_ENVS = 2
-told_by_gymnasium = pytest.mark.filterwarnings("ignore:.*ERROR")  # of the process, before it raises
+STRICT = Supervision(max_restarts=0)
 
 
 class FragileEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
@@ -49,7 +51,7 @@ def fragile() -> Task:
 
 
 def stepper(task: Task, vectorizer: str, overlap: bool) -> Stepper:
-    envs = make_vector_env(task, N_ENVS, vectorizer=vectorizer)
+    envs = make_vector_env(task, N_ENVS, vectorizer=vectorizer, supervision=STRICT)
     envs.reset(seed=3)
     return make_stepper(envs, overlap=overlap)
 
@@ -96,20 +98,18 @@ def test_all_ways_take_the_same_steps() -> None:
     assert any("final_obs" in step[-1] for step in runs[0])
 
 
-@told_by_gymnasium
 @pytest.mark.parametrize(("vectorizer", "overlap"), WAYS)
 def test_errors_are_raised_by_wait_and_nothing_is_left(vectorizer: str, overlap: bool) -> None:
     made = stepper(fragile(), vectorizer, overlap)
     made.start(actions(0.0))
     made.wait()
     made.start(actions(1.0))
-    with pytest.raises(ValueError, match="the joint broke"):
+    with pytest.raises(EnvError, match="the joint broke"):
         made.wait()
     made.close()
     assert left() == (set(), 0)
 
 
-@told_by_gymnasium
 @pytest.mark.parametrize("broken", [False, True])
 @pytest.mark.parametrize(("vectorizer", "overlap"), WAYS)
 def test_closing_in_the_middle_of_a_step_leaves_nothing(vectorizer: str, overlap: bool, broken: bool) -> None:
@@ -141,18 +141,16 @@ def test_a_thread_steps_while_the_caller_goes_on() -> None:
 def test_an_interrupt_between_two_results_does_not_hang(overlap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     made = stepper(fragile(), "async", overlap)
     assert isinstance(made, Elsewhere)
-    assert isinstance(made.envs, AsyncVectorEnv)
-    pipes = made.envs.parent_pipes
+    assert isinstance(made.envs, WorkerVectorEnv)
+    receive = made.envs._receive
 
-    class Interrupted:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(pipes[1], name)
-
-        def recv(self) -> Any:
+    def interrupted(i: int) -> Any:
+        if i == 1:
             raise KeyboardInterrupt
+        return receive(i)
 
     made.start(actions())
-    monkeypatch.setattr(made.envs, "parent_pipes", [pipes[0], Interrupted()])
+    monkeypatch.setattr(made.envs, "_receive", interrupted)
     with pytest.raises(KeyboardInterrupt):
         made.wait()
     made.close()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -12,9 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from o2o_smooth.envs import Task, find_task
+from o2o_smooth.envs.supervision import Fault
+from o2o_smooth.errors import EnvError
 from o2o_smooth.training.evaluate import Evaluation, Evaluator
 from o2o_smooth.training.seeding import Stream, env_seeds, generator
 from tests.envs.counting import counting_length, counting_task
+from tests.envs.misbehaving import LENGTH, misbehaving
 
 SEEDS, ENVS = (5, 9), 3
 FIELDS = [
@@ -201,3 +205,46 @@ def test_score_and_success_are_null_where_there_is_none() -> None:
     assert row["score"] is None
     assert row["success"] is None
     assert row["provenance"] is None
+
+
+def test_an_environment_that_fails_plays_its_episodes_again(tmp_path: Path) -> None:
+    """It fails in its second episode of three; the numbers are those of an evaluation in which nothing fails."""
+    calm = Evaluator(misbehaving("nothing"), SEEDS, envs=ENVS)
+    seed = env_seeds(SEEDS[1], Stream.EVAL_ENV, ENVS, 3)[2]
+    task = misbehaving("raise", at=LENGTH + 3, marks=str(tmp_path), times=1, tag=seed, whole_life=True)
+    faults: list[Fault] = []
+    fragile = Evaluator(task, SEEDS, envs=ENVS, on_fault=faults.append)
+    seen: list[list[float]] = [[], []]
+
+    def act(k: int) -> Any:
+        def policy(obs: NDArray[np.float32]) -> NDArray[np.float32]:
+            seen[k].append(float(obs[1, 2, 0]))  # the number drawn for the episode
+            return np.zeros((*obs.shape[:2], 1), np.float32)
+
+        return policy
+
+    found = [one.run(act(k), episodes=9, index=3) for k, one in enumerate((calm, fragile))]
+    for name in ("returns", "lengths"):
+        np.testing.assert_array_equal(getattr(found[0], name), getattr(found[1], name))
+    assert [(fault.env, fault.repeated) for fault in faults] == [(5, True)]
+    assert seen[1][LENGTH + 3 :][: 3 * LENGTH] == seen[0][: 3 * LENGTH]  # from the first episode on
+    for one in (calm, fragile):
+        one.close()
+
+
+def test_an_evaluation_that_fails_again_is_an_error(tmp_path: Path) -> None:
+    evaluator = Evaluator(misbehaving("raise", at=2), SEEDS, envs=1)
+    with pytest.raises(EnvError, match=r"environment 0 of o2o-smooth-tests/Misbehaving-v0 failed twice .*joint broke"):
+        evaluator.run(lambda obs: np.zeros((*obs.shape[:2], 1), np.float32), episodes=1, index=0)
+    evaluator.close()
+
+
+def test_one_failure_in_each_evaluation_is_borne(tmp_path: Path) -> None:
+    task = misbehaving("raise", marks=str(tmp_path), times=1, tag=env_seeds(SEEDS[0], Stream.EVAL_ENV, 1, 0)[0])
+    evaluator = Evaluator(task, SEEDS, envs=1)
+    for index in (0, 1, 0):
+        found = evaluator.run(lambda obs: np.zeros((*obs.shape[:2], 1), np.float32), episodes=1, index=index)
+        assert found.lengths.tolist() == [[LENGTH], [LENGTH]]
+        for mark in tmp_path.iterdir():
+            mark.unlink()
+    evaluator.close()
