@@ -37,6 +37,7 @@ from o2o_smooth.training.tracking import LocalFiles
 from tests.training.test_pictures import fake_run
 from tests.training.test_rollback import config as rollback_config
 
+OPENED: list[LocalFiles] = []  # closed when the disk goes
 FULL = r"the disk is full; free some space \(df -h .*\) or choose another folder"
 
 
@@ -60,6 +61,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
+        while OPENED:
+            OPENED.pop().close("failed")
         subprocess.run(["umount", "-l", str(place)], check=False, timeout=20)
 
 
@@ -90,8 +93,13 @@ def agent() -> Any:
     return cls(box, box, cls.config_class(hidden_dims=(32, 32)))
 
 
+def opened(folder: Path) -> LocalFiles:
+    OPENED.append(LocalFiles(folder))
+    return OPENED[-1]
+
+
 def rows_of(folder: Path, kind: str) -> Callable[[], Any]:
-    files = LocalFiles(folder)
+    files = opened(folder)
     row = {"text": "x" * 3000}
 
     def write() -> None:
@@ -134,7 +142,7 @@ WRITERS: dict[str, Callable[[Path], Callable[[], Any]]] = {
     "evaluations.jsonl": lambda folder: rows_of(folder, "evaluation"),
     "metrics.jsonl": lambda folder: rows_of(folder, "metrics"),
     "audit.jsonl": lambda folder: rows_of(folder, "audit"),
-    "manifest.json": lambda folder: (lambda files: lambda: files.write_manifest({"x": "y" * 9000}))(LocalFiles(folder)),
+    "manifest.json": lambda folder: (lambda files: lambda: files.write_manifest({"x": "y" * 9000}))(opened(folder)),
     "switch": lambda folder: (lambda one: lambda: save_agent(one, folder / "switch"))(agent()),
     "resume": checkpoint,
     "stability.png": lambda folder: (lambda made: lambda: draw_run(made))(fake_run(folder / "run", None)),
@@ -214,7 +222,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("room", [20_000, 60_000, 120_000])
+@pytest.mark.parametrize("room", [20_000, 120_000])
 def test_a_run_on_a_disk_that_fills_up_ends_in_words_and_goes_on_when_there_is_room(
     room: int, data: Path, disk: Path, tmp_path: Path
 ) -> None:
