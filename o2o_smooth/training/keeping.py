@@ -157,7 +157,12 @@ class Keeper:
     def clear(self, folders: Sequence[Path]) -> None:
         """The runs are complete: nothing is needed any more. This keeper's own folder goes last."""
         for folder in (*(f for f in folders if f != self.folder), self.folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            # By another name first: a kill while files go must leave something that is known for what it is.
+            with contextlib.suppress(OSError):
+                gone = folder.with_name(f".{folder.name}.gone.tmp")
+                shutil.rmtree(gone, ignore_errors=True)
+                folder.rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
 
     # One process at a time
 

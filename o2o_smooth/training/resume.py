@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from o2o_smooth.agents.storage import read_json
+from o2o_smooth.agents.storage import read_json, restore_replaced
 from o2o_smooth.errors import CheckpointError, ConfigError, O2OError
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.keeping import FOLDER, Keeper, Kept, read_newest
@@ -62,6 +62,7 @@ def resume_all(folder: Path, progress: ProgressSink | None = None) -> list[Path]
     folder = Path(folder)
     if not has_request(folder):
         if status(folder) == "completed":
+            restore_replaced(folder)
             progress.note(f"{folder} is complete; there is nothing to resume")
             return [folder]
         raise CheckpointError(
@@ -74,6 +75,8 @@ def resume_all(folder: Path, progress: ProgressSink | None = None) -> list[Path]
     if all(status(out) == "completed" for out in outs):
         progress.note(f"{folder} is complete; there is nothing to resume")
         Keeper(keeping, request.configs[0].checkpoints).clear([out / FOLDER for out in outs])
+        for out in outs:
+            restore_replaced(out)
         return outs
     return going_on(lambda: _go_on(folder, request, progress), request.home, request.configs[0], progress)
 
