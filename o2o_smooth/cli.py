@@ -78,8 +78,8 @@ EPILOG = """\
 Every option can stand in a TOML file given with --config; flags go first, then the file, then the agent's preset for
 the task's domain. With --pretrained the defaults are those of the checkpoint. Names in the file are the flags' names,
 at the top level or under their group: [hyper], [smoothing], [adaptive], [hygiene], [anchors], [averaging],
-[evaluation], [switch], [checkpoints],
-[environments].
+[evaluation], [switch], [checkpoints], [environments],
+[faults].
 
 A run that was stopped or killed: o2o-smooth resume RUN."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,48 @@ def written_whole(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        raise O2OError(f"cannot write {path}: {' '.join(str(error.strerror or error).split())}") from error
+    except Exception as error:
+        if not isinstance(error, OSError) and not _is_of_the_system(error):
+            raise
+        raise O2OError(f"cannot write {path}: {why(error, path)}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def why(error: BaseException, path: Path) -> str:
+    """Why a file could not be written, and what to do about it.
+
+    Args:
+        error: An `OSError`, or one of a library that quotes the system's number in its text.
+        path: The file.
+    """
+    number = error.errno if isinstance(error, OSError) and error.errno is not None else _quoted(error)
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    if number in _FULL:
+        quota = "the quota is used up" if number == errno.EDQUOT else "the disk is full"
+        return f"{quota}; free some space (df -h {path.parent} shows what there is) or choose another folder"
+    if number == errno.EROFS:
+        return f"{path.parent} is read-only; choose another folder"
+    if number in (errno.EACCES, errno.EPERM):
+        return f"this user may not write to {path.parent}; change its permissions or choose another folder"
+    if number == errno.EFBIG:
+        return f"{text}; ulimit -f, or the file system, limits the size of files"
+    return text
+
+
+def _is_of_the_system(error: Exception) -> bool:
+    """Whether a library's error is one of writing, such as a full disk."""
+    return type(error).__name__ == "SafetensorError" and _quoted(error) is not None
+
+
+def _quoted(error: BaseException) -> int | None:
+    """The number of the system's error that a library's text quotes."""
+    found = re.search(r"os error (\d+)|errno = (\d+)|\[Errno (\d+)\]", str(error))
+    return None if found is None else int(next(group for group in found.groups() if group))
 
 
 def fsync(path: Path) -> None:

@@ -55,6 +55,10 @@ Pull = Callable[[Mapping[str, Mask]], Mapping[str, Tensor]]
 
 It acts in `Agent.update` alone: `Agent.gradients`, and so a captured graph, does not see it."""
 
+Watch = Callable[["Agent", Plan, Batch, Batch, Readings], None]
+"""Sees an update (plan, both objectives' rows, metrics) before its step, and may stop it by raising; so it acts, as
+`Pull` does, in `Agent.update` alone."""
+
 
 class Agent:
     """Base of all agents; see the module docstring.
@@ -133,6 +137,7 @@ class Agent:
         self.pure = Mix.uniform(0.0, self.members)  # offline updates
         self.frozen: Mapping[str, Mask] = {}  # component -> members (M,) that do not move it for now
         self.pull: Pull | None = None
+        self.watch: Watch | None = None
         self._ones = torch.ones(self.members, dtype=self.dtype, device=self.device)
         self._mirror = Mirror(self)
         self.replay = True  # steps from a tape where they can be; the numbers are the same
@@ -303,6 +308,8 @@ class Agent:
             readings = self._step_plainly(plan, source, target, mix)
         if self.pull is not None:
             readings.raw = {**readings.raw, **self.pull(movement.components)}
+        if self.watch is not None:
+            self.watch(self, plan, source, target, readings)
         self.optimizer.step(movement.components, moving=movement.targets, tau=self.settings.host("tau"))
         self.updates += 1
         return readings

@@ -24,7 +24,7 @@ from o2o_smooth.agents.networks import Precision
 from o2o_smooth.agents.settings import settle
 from o2o_smooth.agents.suspicion import check_description, check_tensor_file, check_tensors
 from o2o_smooth.errors import CheckpointError, O2OError
-from o2o_smooth.files import describe_file, fsync, verify_file
+from o2o_smooth.files import describe_file, fsync, verify_file, why
 
 FORMAT = 1
 FORMAT_OVERRIDES = 2  # the same with settings that differ between members, which an old reader would miss
@@ -69,7 +69,7 @@ def write_directory(path: Path, files: dict[str, Any]) -> Path:
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"cannot write {path}: {error}") from error
+        raise CheckpointError(f"cannot write {path}: {why(error, path)}") from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -23,6 +23,20 @@ Policy = Callable[[FloatArray], FloatArray | Callable[[], NDArray[Any]]]
 """Observations (M, n, O) to actions (M, n, A), or to what brings them when they are needed."""
 
 
+class BrokenStep(EnvError):
+    """An environment returned NaN or infinity.
+
+    Attributes:
+        env: Which of all environments.
+        env_steps: Per member, before the step.
+        step: What it was given and gave, by name, (1, ...) each.
+    """
+
+    def __init__(self, text: str, env: int, env_steps: int, step: Mapping[str, NDArray[Any]]) -> None:
+        super().__init__(text)
+        self.env, self.env_steps, self.step = env, env_steps, step
+
+
 @dataclass(frozen=True)
 class Episode:
     """An episode that the collector has just finished."""
@@ -156,9 +170,13 @@ class Collector:
         if not (whole and np.isfinite(reward).all()):
             finite = np.isfinite(final).all(axis=1) & np.isfinite(next_obs).all(axis=1) & np.isfinite(reward)
             broken = int(np.argmin(finite))
-            raise EnvError(
+            given = {"obs": self._obs, "action": action, "reward": reward, "next_obs": final}
+            raise BrokenStep(
                 f"environment {broken} returned NaN or infinity at online step {self.env_steps} "
-                f"(reward {reward[broken]}, action {action[broken].tolist()})"
+                f"(reward {reward[broken]}, action {action[broken].tolist()})",
+                broken,
+                self.env_steps,
+                {name: np.array(array[broken : broken + 1]) for name, array in given.items()},
             )
         mapped = self.reward_map(reward)
         rows, at = self._rows, self._columns

@@ -21,11 +21,11 @@ from o2o_smooth.data.hdf5 import Broken, open_hdf5, published_name, read_record,
 from o2o_smooth.data.installed import is_installed, minari_root, staged
 from o2o_smooth.data.minari_sets import can_be_written, from_minari, is_id, read_metadata
 from o2o_smooth.data.sources import HDF5, is_path, read_path
-from o2o_smooth.data.write import RECORD
+from o2o_smooth.data.write import RECORD, require_room
 from o2o_smooth.envs.make import make_env
 from o2o_smooth.envs.tasks import Task, find_task, known_tasks
 from o2o_smooth.errors import DataError, EnvError
-from o2o_smooth.files import written_whole
+from o2o_smooth.files import why, written_whole
 from o2o_smooth.reading import read_json
 
 
@@ -159,7 +159,8 @@ def _write_minari(dataset_id: str, dataset: Dataset, task: Task | None, record: 
     if task is not None:
         described |= {"ref_min_score": task.ref_random, "ref_max_score": task.ref_expert}
     try:
-        with staged(dataset_id), warnings.catch_warnings(), _environment(task, t) as (env, spaces):
+        with staged(dataset_id) as staging, warnings.catch_warnings(), _environment(task, t) as (env, spaces):
+            require_room(staging, episodes)
             warnings.filterwarnings(
                 "ignore", message="`(code_permalink|author_email|eval_env)` is set to None|env_spec is None"
             )
@@ -168,7 +169,7 @@ def _write_minari(dataset_id: str, dataset: Dataset, task: Task | None, record: 
             )
             made.storage.update_metadata({RECORD: record})
     except OSError as error:
-        raise DataError(f"cannot write dataset {dataset_id}: {error}") from error
+        raise DataError(f"cannot write dataset {dataset_id}: {why(error, minari_root() / dataset_id)}") from error
 
 
 @contextlib.contextmanager

@@ -24,11 +24,13 @@ from o2o_smooth.data.arrays import finish
 from o2o_smooth.data.batch import Transitions
 from o2o_smooth.data.columns import KEYS, Progress, Table, counter, room_for, to_float32
 from o2o_smooth.data.dataset import FIELDS, PROVENANCES, Dataset, array_hash, hash_columns
+from o2o_smooth.data.patient import PatientFile
 from o2o_smooth.data.store import RowStore
 from o2o_smooth.data.suspicion import CACHE_BYTES, SLICE_ROWS, Suspect, plain, survives
 from o2o_smooth.data.write import RECORD
 from o2o_smooth.envs.tasks import WIDER, Task
 from o2o_smooth.errors import DataError
+from o2o_smooth.files import why
 
 ANTMAZE_WIDTH = 29  # columns of D4RL's AntMaze observations, which lack the goal
 MAZE2D_WIDTH = 4
@@ -153,9 +155,11 @@ def write_hdf5(path: Path, transitions: Transitions, record: Mapping[str, Any]) 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=".o2o-smooth-", dir=path.parent)
-        os.close(handle)
-        with h5py.File(temporary, "w") as file:
+        patient = PatientFile(os.fdopen(handle, "wb+", buffering=0))
+        with patient, h5py.File(patient, "w") as file:
             for name, array in contents.items():
+                if patient.error is not None:
+                    break
                 chunks = (max(1, min(len(array), 2**18 // max(1, array[:1].nbytes))), *array.shape[1:])
                 target = file.create_dataset(
                     name,
@@ -171,13 +175,15 @@ def write_hdf5(path: Path, transitions: Transitions, record: Mapping[str, Any]) 
                     target[i : i + SLICE_ROWS] = array[i : i + SLICE_ROWS]
             text = json.dumps({**record, "sha256": array_hash(transitions)})
             file.attrs[RECORD] = np.bytes_(text)  # of fixed length: a damaged one of another kind can crash the library
+        if patient.error is not None:
+            raise patient.error
         with Path(temporary).open("rb") as written:
             os.fsync(written.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
         temporary = None
     except OSError as error:
-        raise DataError(f"cannot write {path}: {' '.join(str(error).split())}") from error
+        raise DataError(f"cannot write {path}: {why(error, path)}") from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

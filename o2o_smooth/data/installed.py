@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from o2o_smooth.errors import DataError
+from o2o_smooth.files import why
 
 GENERATED = "o2o-smooth/"
 """Namespace of the datasets that are made here."""
@@ -47,12 +48,18 @@ def staged(dataset_id: str, *, replace: bool = False) -> Iterator[Path]:
         staging = Path(tempfile.mkdtemp(prefix=".o2o-smooth-", dir=root))
     except OSError as error:
         raise DataError(
-            f"cannot write to the Minari folder {root} ({error.strerror}); MINARI_DATASETS_PATH names another one"
+            f"cannot write to the Minari folder {root}: {why(error, root / dataset_id)}; MINARI_DATASETS_PATH names "
+            f"another one"
         ) from error
     try:
         with _minari_path(staging):
             yield staging
         _publish(staging, root, dataset_id, replace)
+    except OSError as error:
+        raise DataError(
+            f"cannot write dataset {dataset_id}: {why(error, root / dataset_id)}; MINARI_DATASETS_PATH names another "
+            f"folder"
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

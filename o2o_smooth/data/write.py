@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
+import os
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import minari
+import numpy as np
 from minari.data_collector import EpisodeBuffer
 
 from o2o_smooth.data.installed import staged
+from o2o_smooth.data.room import free_disk
 from o2o_smooth.envs.make import Env
 from o2o_smooth.envs.tasks import ROBOTICS, Task
 
 RECORD = "o2o_smooth"
 """Key of our record in a dataset's metadata: task, provenance, how it was made, versions."""
 _VERSIONED = ("o2o_smooth", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "numpy", "torch")
+_PER_EPISODE = 32_768  # bytes of HDF5's own, with a large margin
 
 
 def write_minari(
@@ -50,7 +56,8 @@ def write_minari(
     """
     origin = "GENERATED on this machine by o2o_smooth" if provenance == "generated" else "Converted by o2o_smooth"
     scores = "" if task.ref_source is None else f" Reference scores: {task.ref_source}."
-    with staged(dataset_id, replace=replace), warnings.catch_warnings():
+    with staged(dataset_id, replace=replace) as staging, warnings.catch_warnings():
+        require_room(staging, episodes)
         for field in ("code_permalink", "author_email"):
             warnings.filterwarnings("ignore", message=f"`{field}` is set to None", category=UserWarning)
         raw = env.env  # type: ignore[attr-defined]  # TaskEnv is a wrapper
@@ -70,6 +77,25 @@ def write_minari(
         dataset.storage.update_metadata(
             {RECORD: {"task": task.id, "provenance": provenance, **record, "versions": versions}}
         )
+
+
+def require_room(folder: Path, episodes: Sequence[EpisodeBuffer]) -> None:
+    """Refuse a disk that is too full before HDF5 finds out: it can take the process with it.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    free = free_disk(folder)
+    fields = ("observations", "actions", "rewards", "terminations", "truncations")
+    size = sum(_bytes(getattr(episode, field)) for episode in episodes for field in fields)
+    if free is not None and size + _PER_EPISODE * len(episodes) > free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Mapping):
+        return sum(_bytes(inner) for inner in value.values())
+    return int(np.asarray(value).nbytes)
 
 
 def _requirements(domain: str) -> list[str]:

@@ -14,6 +14,7 @@ from o2o_smooth.smoothing.rules import RETURN_RULES, rule_name
 from o2o_smooth.training.config_adaptive import AdaptiveConfig
 from o2o_smooth.training.config_checkpoints import CheckpointConfig
 from o2o_smooth.training.config_envs import EnvConfig
+from o2o_smooth.training.config_faults import FaultConfig
 from o2o_smooth.training.config_files import apply_values, read_toml, unknown
 from o2o_smooth.training.config_groups import REGIME_SHARE, EvaluationConfig, Regime, SmoothingConfig
 from o2o_smooth.training.config_hygiene import AnchorConfig, AveragingConfig, HygieneConfig, check_hygiene
@@ -28,6 +29,7 @@ __all__ = [
     "CheckpointConfig",
     "EnvConfig",
     "EvaluationConfig",
+    "FaultConfig",
     "HygieneConfig",
     "Regime",
     "RunConfig",
@@ -66,6 +68,8 @@ class RunConfig(Generic[C]):
     """What a stopped run goes on from."""
     environments: EnvConfig = field(default_factory=EnvConfig)
     """What is done about environments that fail."""
+    faults: FaultConfig = field(default_factory=FaultConfig)
+    """What happens when numbers go wrong."""
     task: str = "D4RL/pointmaze/umaze-dense-v2"
     """A D4RL id (hopper-medium-v2), a Minari id (D4RL/pointmaze/umaze-v2) or any registered gymnasium id."""
     agent: str = "iql"

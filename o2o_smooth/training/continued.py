@@ -29,7 +29,8 @@ from o2o_smooth.training.audit import Audit
 from o2o_smooth.training.checkpoint import SwitchRecord
 from o2o_smooth.training.env_faults import tell_fault
 from o2o_smooth.training.evaluate import Evaluator
-from o2o_smooth.training.hygiene import Hygiene, TendedLearner
+from o2o_smooth.training.guard import GuardedLearner
+from o2o_smooth.training.hygiene import Hygiene
 from o2o_smooth.training.keeping import FOLDER, ROWS, Keeper, Kept
 from o2o_smooth.training.output import Output
 from o2o_smooth.training.prepare import Prepared
@@ -83,7 +84,7 @@ class Continued:
         self._clock = time.perf_counter()
         self._clock_updates = self.agent.updates
 
-    def _make_learner(self) -> TendedLearner:
+    def _make_learner(self) -> GuardedLearner:
         raise NotImplementedError
 
     # Folders

@@ -26,7 +26,8 @@ from safetensors.numpy import load_file
 
 from o2o_smooth.agents.storage import read_json, restore_replaced, verify_directory, write_directory
 from o2o_smooth.data.replay_files import Replay, ReplayFiles, check_segments
-from o2o_smooth.errors import CheckpointError, ConfigError
+from o2o_smooth.errors import CheckpointError, ConfigError, O2OError
+from o2o_smooth.files import why
 from o2o_smooth.training.config_checkpoints import CheckpointConfig
 from o2o_smooth.training.trees import Arrays, decode, encode
 
@@ -156,7 +157,12 @@ class Keeper:
     def clear(self, folders: Sequence[Path]) -> None:
         """The runs are complete: nothing is needed any more. This keeper's own folder goes last."""
         for folder in (*(f for f in folders if f != self.folder), self.folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            # By another name first: a kill while files go must leave something that is known for what it is.
+            with contextlib.suppress(OSError):
+                gone = folder.with_name(f".{folder.name}.gone.tmp")
+                shutil.rmtree(gone, ignore_errors=True)
+                folder.rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
 
     # One process at a time
 
@@ -166,12 +172,16 @@ class Keeper:
         Raises:
             ConfigError: Another one is.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         try:
             import fcntl
         except ImportError:  # not a POSIX system
             return
-        self._lock = (self.folder / "lock").open("a+")
+        file = self.folder / "lock"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = file.open("a+")
+        except OSError as error:
+            raise O2OError(f"cannot write {file}: {why(error, file)}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -181,9 +191,10 @@ class Keeper:
             raise ConfigError(
                 f"{self.folder.parent} is being worked on ({who}); wait for it, or stop it first"
             ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        self._lock.flush()
+        with contextlib.suppress(OSError):  # on a full disk: it is for people only
+            self._lock.truncate(0)
+            self._lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+            self._lock.flush()
 
     def unlock(self) -> None:
         """Let others."""

@@ -59,6 +59,7 @@ class Output:
         self._sinks: list[Sink] = []
         self._tracker: Tracker | None = None
         self._shown = -np.inf
+        self._begun = time.monotonic()  # the clock on the wall may be put back
         self._updates = 0  # at the last evaluation
         self._broken = False  # whether an audit has found NaN or infinity
         self._best: float | None = None  # of the online evaluations, a mean over the run's seeds
@@ -97,13 +98,19 @@ class Output:
         self._tracker = Tracker(LocalFiles(self.out, positions), self._sinks, warn=self.progress.note)
         self._tracker.manifest(self.manifest)
 
-    def close(self, status: str) -> None:
-        """Write down how the run ended."""
+    def close(self, status: str) -> O2OError | None:
+        """Write down how the run ended; gives the error where that cannot be written, and closes all the same."""
+        failed = None
         if self._tracker is not None:
             self._summarise()
-            self.manifest |= {"status": status, "finished": now()}
-            self._tracker.manifest(self.manifest)
-            self._tracker.close(status)
+            spent = time.monotonic() - self._begun + float(self.manifest.get("wall_s") or 0.0)
+            self.manifest |= {"status": status, "finished": now(), "wall_s": round(spent, 3)}
+            try:
+                self._tracker.manifest(self.manifest)
+            except O2OError as error:
+                failed = error
+            self._tracker.close(status if failed is None else "failed")
+        return failed
 
     def _summarise(self) -> None:
         """Tell the sinks how the switch went; files need no telling."""

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from o2o_smooth.training.config import RunConfig
-from o2o_smooth.training.prepare import prepare_population
+from o2o_smooth.training.prepare import default_out, prepare_population
 from o2o_smooth.training.progress import ProgressSink, Silent
+from o2o_smooth.training.rollback import going_on
 from o2o_smooth.training.run import Run, set_threads
 from o2o_smooth.training.sharing import groups
 
@@ -50,6 +51,11 @@ def run_population(
             progress.note(f"{group.reason}; it gets a population of its own")
         own = [configs[i] for i in group.indices]
         set_threads(own[0], sum(len(config.seeds) for config in own))
-        prepared = prepare_population(own, progress, None if names is None else [names[i] for i in group.indices])
-        folders |= dict(zip(group.indices, Run(prepared, progress).do(), strict=True))
+        called = None if names is None else [names[i] for i in group.indices]
+        home = Path(own[0].out) if own[0].out is not None else default_out(own[0])
+
+        def attempt(own: list[RunConfig[Any]] = own, called: list[str] | None = called) -> list[Path]:
+            return Run(prepare_population(own, progress, called), progress).do()
+
+        folders |= dict(zip(group.indices, going_on(attempt, home, own[0], progress), strict=True))
     return [folders[i] for i in range(len(configs))]

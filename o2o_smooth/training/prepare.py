@@ -23,6 +23,7 @@ from o2o_smooth.smoothing import COMPONENTS, SmoothingController
 from o2o_smooth.training.checkpoint import SwitchRecord, load_checkpoint
 from o2o_smooth.training.compiling import decide
 from o2o_smooth.training.config import RunConfig
+from o2o_smooth.training.disk import check_writable, room_warning
 from o2o_smooth.training.hygiene import require_fits
 from o2o_smooth.training.memory import Shape
 from o2o_smooth.training.memory_check import MemoryCheck
@@ -190,6 +191,8 @@ def prepare_population(
             f"{config.pretrained} was pretrained with rewards * {forked.reward_scale:g} + {forked.reward_shift:g}, "
             f"this run asks for * {scale:g} + {shift:g}; leave --reward-scale and --reward-shift as they were"
         )
+    if (line := room_warning(config, agent, outs[0], len(members.seeds))) is not None:
+        progress.note(line)
     return Prepared(
         config,
         task,
@@ -292,6 +295,7 @@ def check_out(out: Path, config: RunConfig[Any]) -> None:
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; choose another --out")
+    check_writable(out)
     if out.is_dir() and any(path.name != "resume" for path in out.iterdir()):
         if not config.overwrite:
             if (out / "resume" / "run.json").is_file():

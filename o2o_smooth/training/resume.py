@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from o2o_smooth.agents.storage import read_json
+from o2o_smooth.agents.storage import read_json, restore_replaced
 from o2o_smooth.errors import CheckpointError, ConfigError, O2OError
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.keeping import FOLDER, Keeper, Kept, read_newest
 from o2o_smooth.training.prepare import prepare_population
 from o2o_smooth.training.progress import ProgressSink, Silent
-from o2o_smooth.training.request import differing, has_request, read_request
+from o2o_smooth.training.request import Request, differing, has_request, read_request
+from o2o_smooth.training.rollback import going_on, take_back
 from o2o_smooth.training.run import Run, set_threads
 
 
@@ -61,6 +62,7 @@ def resume_all(folder: Path, progress: ProgressSink | None = None) -> list[Path]
     folder = Path(folder)
     if not has_request(folder):
         if status(folder) == "completed":
+            restore_replaced(folder)
             progress.note(f"{folder} is complete; there is nothing to resume")
             return [folder]
         raise CheckpointError(
@@ -73,10 +75,18 @@ def resume_all(folder: Path, progress: ProgressSink | None = None) -> list[Path]
     if all(status(out) == "completed" for out in outs):
         progress.note(f"{folder} is complete; there is nothing to resume")
         Keeper(keeping, request.configs[0].checkpoints).clear([out / FOLDER for out in outs])
+        for out in outs:
+            restore_replaced(out)
         return outs
+    return going_on(lambda: _go_on(folder, request, progress), request.home, request.configs[0], progress)
+
+
+def _go_on(folder: Path, request: Request, progress: ProgressSink) -> list[Path]:
+    outs, keeping = list(request.outs), request.home / FOLDER
     keeper = Keeper(keeping, request.configs[0].checkpoints)
     keeper.lock()  # before anything is read: another process could still be writing
     try:
+        take_back(request.home, outs, progress.note)
         kept = read_newest(keeping, progress.note, lambda state: _fits(outs, state))
         if len(outs) > 1:
             progress.note(f"{folder} shares a learner with {len(outs) - 1} others; all of them go on")

@@ -22,11 +22,11 @@ from o2o_smooth.agents.storage import (
 )
 from o2o_smooth.data.batch import Batch, FloatArray
 from o2o_smooth.data.buffer import ReplayBuffer
-from o2o_smooth.data.collect import Collector
+from o2o_smooth.data.collect import BrokenStep, Collector
 from o2o_smooth.data.normalize import observation_statistics
 from o2o_smooth.draws import make_draws
 from o2o_smooth.envs import Task, make_vector_env
-from o2o_smooth.errors import ParityError
+from o2o_smooth.errors import O2OError, ParityError
 from o2o_smooth.smoothing import COMPONENTS, JointController, Mix
 from o2o_smooth.training.audit import Audit, draws_per_row, offline_audit_rows, rhythm, saved_audit_rows
 from o2o_smooth.training.audit_rates import learning_rates, rate_warnings
@@ -34,14 +34,16 @@ from o2o_smooth.training.checkpoint import SwitchRecord, find_checkpoint
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.continued import Continued, OnlinePauses
 from o2o_smooth.training.evaluate import Evaluation, Evaluator
+from o2o_smooth.training.faults import settle
 from o2o_smooth.training.finetune import OnlineSettings, finetune, overlaps
-from o2o_smooth.training.hygiene import TendedLearner
-from o2o_smooth.training.keeping import FOLDER
+from o2o_smooth.training.guard import Guard, GuardedLearner, NotFinite
+from o2o_smooth.training.keeping import FOLDER, serials
 from o2o_smooth.training.output import Diverged, Output, Values, own_metrics
 from o2o_smooth.training.parity import check_parity
 from o2o_smooth.training.parity_walks import Paths
 from o2o_smooth.training.prepare import default_out, make_controller, prepare
 from o2o_smooth.training.progress import ProgressSink, Silent
+from o2o_smooth.training.rollback import going_on, rolled, times
 from o2o_smooth.training.seeding import online_seed
 from o2o_smooth.training.stopping import Interrupted, Stopped, listening
 
@@ -75,7 +77,8 @@ def run(config: RunConfig[Any], progress: ProgressSink | None = None, *, name: s
         if found_run(config, out) is not None:
             return resume(out, progress)
     set_threads(config, len(config.seeds))
-    return Run(prepare(config, progress), progress, name).do()[0]
+    home = Path(config.out) if config.out is not None else default_out(config)
+    return going_on(lambda: Run(prepare(config, progress), progress, name).do(), home, config, progress)[0]
 
 
 def set_threads(config: RunConfig[Any], members: int) -> None:
@@ -97,13 +100,16 @@ def default_threads(config: RunConfig[Any], members: int | None = None) -> int |
 class Run(Continued):
     """A run in progress, or several that share a population; see `Continued` for its arguments."""
 
-    def _make_learner(self) -> TendedLearner:
-        return TendedLearner(
+    def _make_learner(self) -> GuardedLearner:
+        learner = GuardedLearner(
             self.agent,
             batch_size=self.config.batch_size,
             regime=self.config.smoothing.regime,
             graphs=self.config.graphs,
         )
+        if self.config.faults.nan_check_every:
+            learner.guard = Guard(self.config.faults.nan_check_every)
+        return learner
 
     # The whole
 
@@ -144,21 +150,34 @@ class Run(Continued):
             for output in self.outputs:
                 output.picture()
             status = "completed"
+        except (NotFinite, BrokenStep) as error:
+            self._diverged, told = settle(error, self, online=bool(self._controllers))
+            raise told from error
         except Stopped:
             status = "interrupted"
             raise Interrupted(self.request.number or 0, self.prepared.out) from None
         except KeyboardInterrupt:  # a second Ctrl-C: as it stands
             status = "interrupted"
             raise Interrupted(signal.SIGINT, self.prepared.out) from None
+        except O2OError:
+            if self.keeper is not None and serials(self.keeper.folder):
+                self.progress.note(f"checkpoints are kept; go on later with: o2o-smooth resume {self.prepared.out}")
+            raise
         finally:
-            for output in self.outputs:
-                output.close(status if self._diverged in (None, output) else "interrupted")
+            closed = [
+                output.close(status if self._diverged in (None, output) else "interrupted") for output in self.outputs
+            ]
+            unwritten = [failed for failed in closed if failed is not None]
             if self._evaluator is not None:
                 self._evaluator.close()
             if self.keeper is not None:
-                if status == "completed":
+                if status == "completed" and not unwritten:
                     self.keeper.clear([output.out / FOLDER for output in self.outputs])
                 self.keeper.unlock()
+            for failed in unwritten:
+                self.progress.note(f"warning: how the run ended is not written down: {failed}")
+        if unwritten:
+            raise unwritten[0]
         return [output.out for output in self.outputs]
 
     def _switch(self, kept: Mapping[str, Any] | None) -> Batch | None:
@@ -190,6 +209,11 @@ class Run(Continued):
         log_every = config.log_every or max(1, config.offline_updates // 100)
         every = config.evaluation.offline_eval_every
         every = max(1, config.offline_updates // 4) if every is None else every
+        rolls = self._rolls("offline")
+        if any(rolls):
+            agent.draws = make_draws(
+                [rolled(s, n) for s, n in zip(agent.seeds, rolls, strict=True)], agent.device, agent.dtype
+            )
         rates = learning_rates(agent)
         update, evaluate, stretch = 0, False, SHOW_EVERY
         if kept is not None:
@@ -228,6 +252,14 @@ class Run(Continued):
             raise
         return [output.record(evaluation, agent.updates, rates) for output in self.outputs]
 
+    def _rolls(self, phase: str) -> list[int]:
+        """How often every member was rolled back; a pretraining that several share counts for all of them."""
+        found: dict[int, int] = {}
+        for output in self.outputs:
+            for member, seed in zip(output.positions(phase), output.seeds, strict=True):
+                found[member] = max(found.get(member, 0), times(output.manifest, seed))
+        return [found[member] for member in sorted(found)]
+
     def _spread(self) -> None:
         """At the switch: members that were pretrained once become as many as they are from now on."""
         members = self.prepared.members
@@ -251,8 +283,10 @@ class Run(Continued):
         budget, n = config.online_steps, config.num_envs
         kept = None if self.kept is None or self.kept.state["phase"] != "online" else self.kept.state["online"]
         members = list(zip(self.seeds, streams, strict=True))
-        if any(streams):
-            agent.draws = make_draws([online_seed(s, k) for s, k in members], agent.device, agent.dtype)
+        rolls = self._rolls("online")
+        if any(streams) or any(rolls):
+            seeds = [rolled(online_seed(s, k), n) for (s, k), n in zip(members, rolls, strict=True)]
+            agent.draws = make_draws(seeds, agent.device, agent.dtype)
         self._controllers = [
             make_controller(output.config, self.task, members=len(output.seeds)) for output in self.outputs
         ]
@@ -447,6 +481,8 @@ class Run(Continued):
             except Diverged as error:  # the others write their rows first
                 errors.append((output, error))
         if errors:
+            if self.learner.guard is not None:
+                self.learner.guard.examine(self.learner, info)
             self._diverged = errors[0][0]
             raise errors[0][1]
 

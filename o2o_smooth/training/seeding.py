@@ -20,6 +20,7 @@ class Stream(IntEnum):
     EVAL_ENV = 2
     RANDOM_ACTIONS = 3
     ONLINE_DRAWS = 4
+    ROLLBACK = 5
 
 
 def env_seeds(seed: int, stream: Stream, count: int, index: int = 0) -> list[int]:

@@ -30,6 +30,7 @@ from o2o_smooth.data.normalize import RewardMap
 from o2o_smooth.data.rollout import SEEDS, Act, Lanes, Recording, read_recordings, uniform_policy, write_recordings
 from o2o_smooth.envs import Task, make_env
 from o2o_smooth.errors import CheckpointError, ConfigError, DataError
+from o2o_smooth.files import why
 from o2o_smooth.training.evaluate import Evaluator
 from o2o_smooth.training.manifest import versions
 from o2o_smooth.training.progress import ProgressSink
@@ -358,7 +359,8 @@ class _Training:
             if recordings:
                 write_recordings(folder.with_suffix(".npz"), recordings)
         except OSError as error:
-            raise CheckpointError(f"cannot write {folder}.npz: {error}; give another --cache") from error
+            file = folder.with_suffix(".npz")
+            raise CheckpointError(f"cannot write {file}: {why(error, file)}; --cache names another one") from error
         if agent is None:
             write_directory(folder, {"round.json": content})
         else:

@@ -85,7 +85,9 @@ def test_saving_replaces_the_old_agent_whole_and_leaves_nothing_else(tmp_path: P
     agent.update(three_rows())
     agent.save(tmp_path / "agent")
     assert [p.name for p in tmp_path.iterdir()] == ["agent"]
-    assert sorted(p.name for p in (tmp_path / "agent").iterdir()) == ["agent.json", "agent.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "agent").iterdir()) == [
+        "agent.json", "agent.safetensors", "checksums.json",
+    ]  # fmt: skip
     assert IQL.load(tmp_path / "agent").updates == 1
 
 
@@ -113,9 +115,19 @@ def test_broken_checkpoints_are_refused_in_words(tmp_path: Path) -> None:
         CQL.load(path)
     tensors = (path / "agent.safetensors").read_bytes()
     (path / "agent.safetensors").write_bytes(tensors[: len(tensors) // 2])
+    with pytest.raises(CheckpointError, match=r"agent\.safetensors is broken: it has .* bytes"):
+        IQL.load(path)
+    flipped = bytearray(tensors)
+    flipped[-1] ^= 1
+    (path / "agent.safetensors").write_bytes(flipped)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        IQL.load(path)
+    (path / "checksums.json").unlink()  # as older versions wrote it
+    (path / "agent.safetensors").write_bytes(tensors[: len(tensors) // 2])
     with pytest.raises(CheckpointError, match="absent or broken"):
         IQL.load(path)
     (path / "agent.safetensors").write_bytes(tensors)
+    IQL.load(path)
     description = json.loads((path / "agent.json").read_text())
     for key, value, text in (
         ("format", 99, "format 99"),

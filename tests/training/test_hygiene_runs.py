@@ -72,7 +72,7 @@ def test_a_run_without_any_of_it_is_bit_for_bit_one_that_does_not_know_of_it(
     second = run(small(data, tmp_path / "b", agent))
     assert files(first) == files(second)
     assert {p.name for p in (first / "checkpoints" / "final").iterdir()} == {
-        "agent.json", "agent.safetensors", "run.json", "controller.json",
+        "agent.json", "agent.safetensors", "run.json", "controller.json", "checksums.json",
     }  # fmt: skip
 
 

@@ -96,7 +96,7 @@ def assert_same_run(a: Path, b: Path, *, rtol: float = 1e-3) -> None:
     state = [json.loads((p / "checkpoints" / "final" / "controller.json").read_text()) for p in (a, b)]
     assert state[0].keys() == state[1].keys()
     assert state[0]["rule"] == state[1]["rule"]
-    clock = {"command", "config", "started", "finished", "population", "threads"}
+    clock = {"command", "config", "started", "finished", "wall_s", "population", "threads"}
     manifests = [json.loads((p / "manifest.json").read_text()) for p in (a, b)]
     assert {k: v for k, v in manifests[0].items() if k not in clock} == {
         k: v for k, v in manifests[1].items() if k not in clock

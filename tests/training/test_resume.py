@@ -291,6 +291,17 @@ def test_a_run_without_a_checkpoint_starts_anew(stopped: Path) -> None:
     assert "is complete" in notes.texts[-1]
 
 
+def test_a_kill_while_a_complete_run_cleans_up_leaves_nothing_for_good(stopped: Path) -> None:
+    kept = stopped.with_name("kept")
+    shutil.copytree(stopped / FOLDER, kept)
+    resume(stopped)
+    shutil.copytree(kept, stopped / FOLDER)  # before it began
+    resume(stopped)
+    kept.rename(stopped / f".{FOLDER}.gone.tmp")  # while files went
+    resume(stopped)
+    assert_same(stopped, stopped.with_name("left-alone"))
+
+
 def test_where_nothing_was_begun_there_is_nothing_to_resume(tmp_path: Path) -> None:
     assert not can_resume(tmp_path)
     with pytest.raises(CheckpointError, match="nothing to resume"):

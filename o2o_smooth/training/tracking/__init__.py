@@ -14,6 +14,7 @@ from o2o_smooth.redaction import one_line, redacted
 from o2o_smooth.training.tracking import tensorboard_sink, wandb_sink
 from o2o_smooth.training.tracking.local import LocalFiles
 from o2o_smooth.training.tracking.scalars import SUMMARY
+from o2o_smooth.training.tracking.timed import TimedSink
 
 __all__ = ["LocalFiles", "Sink", "Tracker", "open_sinks"]
 
@@ -90,7 +91,7 @@ class Tracker:
         except Exception as error:
             if sink in self._sinks:
                 self._sinks.remove(sink)
-            self._warn(_dropped(type(sink).__name__, error))
+            self._warn(_dropped(getattr(sink, "name", type(sink).__name__), error))
 
 
 def open_sinks(
@@ -128,7 +129,7 @@ def open_sinks(
         )
 
     def open_wandb() -> Sink:
-        return wandb_sink.WandbSink(run_dir, name, config, seeds=seeds, project=project, group=group)
+        return TimedSink(wandb_sink.WandbSink(run_dir, name, config, seeds=seeds, project=project, group=group))
 
     def open_tensorboard() -> Sink:
         return tensorboard_sink.TensorBoardSink(run_dir, name, config, seeds=seeds)

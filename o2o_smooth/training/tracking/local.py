@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from o2o_smooth.errors import O2OError
+from o2o_smooth.files import why
 from o2o_smooth.redaction import redacted_values
 
 FILES = {"evaluation": "evaluations.jsonl", "metrics": "metrics.jsonl", "audit": "audit.jsonl"}
@@ -44,7 +46,9 @@ class LocalFiles:
                     self._open(kind)
         except OSError as error:
             self.close("failed")
-            raise O2OError(f"the run folder {self.run_dir} cannot be written: {error}") from error
+            raise O2OError(
+                f"the run folder {self.run_dir} cannot be written: {why(error, self.run_dir / MANIFEST)}"
+            ) from error
 
     def _open(self, kind: str) -> FileIO:
         file = self._files[kind] = _open_for_append(self.run_dir / FILES[kind])
@@ -79,13 +83,18 @@ class LocalFiles:
         if file is None and not (self._files and kind in OPENED_LATER):
             raise O2OError(f"no open file for rows of kind {kind!r} in {self.run_dir}")
         line = json.dumps(plain(row), allow_nan=False) + "\n"
+        path, whole = self.run_dir / FILES[kind], 0
         try:
             file = file or self._open(kind)
+            whole = os.fstat(file.fileno()).st_size
             rest = memoryview(line.encode())
             while rest:  # a write to a file without a buffer may take a part only
                 rest = rest[file.write(rest) :]
         except OSError as error:
-            raise O2OError(f"{self.run_dir / FILES[kind]} cannot be written: {error}") from error
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.truncate(whole)  # no half of a row stays
+            raise O2OError(f"{path} cannot be written: {why(error, path)}") from error
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace `manifest.json`; a reader sees the old one or the new one, also after a power cut.
@@ -104,9 +113,10 @@ class LocalFiles:
             temporary.replace(path)
             _fsync_folder(self.run_dir)
         except OSError as error:
-            raise O2OError(f"{path} cannot be written: {error}") from error
+            raise O2OError(f"{path} cannot be written: {why(error, path)}") from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def close(self, status: str) -> None:
         """Close the files; `status` belongs in the manifest, which the run writes itself."""
