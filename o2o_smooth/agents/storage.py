@@ -30,6 +30,7 @@ FORMAT = 1
 FORMAT_OVERRIDES = 2  # the same with settings that differ between members, which an old reader would miss
 CHECKSUMS = "checksums.json"
 CHECKSUMS_FORMAT = 1
+LEFT_BEHIND = (".*.*.old", ".*.tmp", ".*.tmp.*", ".o2o-smooth-*")  # temporary names of all that is written whole
 SHARED = ("obs_mean", "obs_std", "action_center", "action_half")  # tensors of the networks without a members axis
 OPTIONAL = ("target_actor.", "log_alpha")  # beginnings of the names of what an online objective may need or not
 
@@ -109,7 +110,7 @@ def restore_replaced(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if not (folder / name).exists():
                 left.rename(folder / name)
-    for left in (*folder.glob(".*.*.old"), *folder.glob(".*.tmp"), *folder.glob(".*.tmp.*")):
+    for left in [path for pattern in LEFT_BEHIND for path in folder.glob(pattern)]:
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         else:

@@ -283,9 +283,11 @@ def test_a_run_without_a_checkpoint_starts_anew(stopped: Path) -> None:
     for serial in serials(stopped / FOLDER):
         shutil.rmtree(stopped / FOLDER / f"{serial:06d}")
     (stopped / ".manifest.json.77.tmp").write_text("{")  # what a kill leaves
+    (stopped / "online" / ".o2o-smooth-x").mkdir(parents=True)
     notes = Notes()
     resume(stopped, notes)
     assert any("starts anew" in text for text in notes.texts)
+    (stopped / "online").rmdir()  # and nothing in it
     assert_same(stopped, stopped.with_name("left-alone"))
     resume(stopped, notes)
     assert "is complete" in notes.texts[-1]
