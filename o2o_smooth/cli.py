@@ -1,4 +1,4 @@
-"""The command `o2o-smooth`: run, fork, demo, compare, report, probe, advise, dashboard, data, tasks, speed, doctor."""
+"""The command `o2o-smooth`: run, fork, bench, demo, compare, report, probe, advise, dashboard, data, tasks, speed, doctor."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ Offline-to-online reinforcement learning without the collapse at the switch.
 commands:
   run      pretrain offline, switch, fine-tune online with a smoothed objective
   fork     continue one pretraining into several ways to switch, side by side, with the controls of a comparison
+  bench    whole studies: tasks x agents x arms x seeds, from a suite's file to tables and plots
   demo     the main job on a small task: four ways to switch, a table and a picture (minutes on two cores)
   compare  one table and one picture of finished runs
   report   what happened at the switch: a page, pictures and numbers, also of any other library's curves
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": _run,
         "fork": _fork,
+        "bench": _bench,
         "demo": _demo,
         "compare": _compare,
         "report": _report,
@@ -289,6 +291,12 @@ def _fork(arguments: list[str]) -> int:
     from o2o_smooth.cli_fork import fork
 
     return fork(arguments, parse_run)
+
+
+def _bench(arguments: list[str]) -> int:
+    from o2o_smooth.cli_bench import bench
+
+    return bench(arguments)
 
 
 def _probe(arguments: list[str]) -> int:
