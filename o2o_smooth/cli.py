@@ -1,4 +1,4 @@
-"""The command `o2o-smooth`: run, fork, bench, demo, compare, report, probe, advise, dashboard, data, tasks, speed, doctor."""
+"""The command `o2o-smooth`: run, fork, bench, demo, compare, report, probe, advise, dashboard, data, tasks, ..."""
 
 from __future__ import annotations
 

@@ -332,9 +332,7 @@ def _folder(arguments: list[str], command: str) -> Path:
 
 def _nothing_left(arguments: list[str], command: str) -> None:
     if arguments:
-        raise O2OError(
-            f"o2o-smooth {command} does not know '{arguments[0]}'; o2o-smooth bench --help shows how it goes"
-        )
+        raise O2OError(f"{command} does not know '{arguments[0]}'; o2o-smooth bench --help shows how it goes")
 
 
 def _take_all(arguments: list[str], flag: str) -> tuple[list[str], list[str]]:

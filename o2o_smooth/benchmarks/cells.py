@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from o2o_smooth.agents.config import build_config
 from o2o_smooth.agents import AGENTS
+from o2o_smooth.agents.config import build_config
 from o2o_smooth.benchmarks.suite import AgentEntry, ArmEntry, Override, Suite, TaskEntry, merged
 from o2o_smooth.envs import find_task
 from o2o_smooth.errors import ConfigError
@@ -22,7 +22,7 @@ _SHAPING = frozenset(
     ]
 )
 """Settings that cannot change at the switch."""
-_LENGTHS = {
+_LENGTHS: dict[str | None, tuple[str, ...]] = {
     None: ("offline_updates", "online_steps", "random_steps"),
     "smoothing": ("ramp_steps",),
     "evaluation": ("eval_every", "offline_eval_every"),
@@ -134,8 +134,8 @@ def _check_after(values: Mapping[str, Any], where: str) -> None:
     for key in values:
         if key in _SHAPING:
             raise ConfigError(
-                f"{where}: '{key}' cannot change at the switch; write pretraining = {{{key} = ...}}, and the arm gets a "
-                f"pretraining of its own"
+                f"{where}: '{key}' cannot change at the switch; write pretraining = {{{key} = ...}}, and the arm "
+                f"gets a pretraining of its own"
             )
         if key in COMMON:
             raise ConfigError(
@@ -172,7 +172,7 @@ def scaled(config: RunConfig[Any], factor: float) -> RunConfig[Any]:
     changes: dict[str, Any] = {}
     for group, names in _LENGTHS.items():
         holder = config if group is None else getattr(config, group)
-        values = {name: _part(getattr(holder, name), factor) for name in names}
+        values: dict[str, Any] = {name: _part(getattr(holder, name), factor) for name in names}
         if group == "smoothing":
             values |= {name: _shorter(getattr(holder, name), factor) for name in _SCHEDULES}
         changes |= values if group is None else {group: replace(holder, **values)}

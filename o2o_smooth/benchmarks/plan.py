@@ -8,6 +8,7 @@ hangs on the suite and the number of workers alone, and is written down: a study
 from __future__ import annotations
 
 import heapq
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -203,10 +204,13 @@ def _cut(group: _Group, placement: PlacementSettings) -> None:
     for shared in groups(configs):
         own = [group.cells[i] for i in shared.indices]
         most = placement.arms_per_job or len(own)
-        options = [
-            _chunks(group, own, size, placement) for size in ([most] if placement.arms_per_job else _sizes(most))
-        ]
-        group.after += min(options, key=lambda parts: (sum(p.seconds + _START_S for p in parts), len(parts)))
+        sizes = [most] if placement.arms_per_job else _sizes(most)
+        options = [_chunks(group, own, size, placement) for size in sizes]
+        group.after += min(options, key=_cost)
+
+
+def _cost(parts: list[_Part]) -> tuple[float, int]:
+    return sum(part.seconds + _START_S for part in parts), len(parts)
 
 
 def _sizes(most: int) -> list[int]:
@@ -217,7 +221,7 @@ def _sizes(most: int) -> list[int]:
 def _chunks(group: _Group, cells: Sequence[Cell], size: int, placement: PlacementSettings) -> list[_Part]:
     count = -(-len(cells) // size)
     ends = [round(i * len(cells) / count) for i in range(count + 1)]
-    return [_part(group, list(cells[a:b]), group.seeds, placement) for a, b in zip(ends, ends[1:], strict=False)]
+    return [_part(group, list(cells[a:b]), group.seeds, placement) for a, b in itertools.pairwise(ends)]
 
 
 def _part(group: _Group, cells: list[Cell], seeds: tuple[int, ...], placement: PlacementSettings) -> _Part:

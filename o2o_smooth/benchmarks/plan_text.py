@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,8 +55,8 @@ def plan_text(suite: Suite, plan: Plan, study: Study | None) -> str:
     total = sum(job.updates for job in plan.jobs)
     busy = sum(job.predicted_s for job in plan.jobs)
     lines.append(
-        f"{total:,} updates in all; about {duration(plan.seconds)} on {plan.workers} workers ({duration(busy)} of work), "
-        f"by this package's table of a CPU's speed"
+        f"{total:,} updates in all; about {duration(plan.seconds)} on {plan.workers} workers ({duration(busy)} of "
+        f"work), by this package's table of a CPU's speed"
     )
     return "\n".join([*lines, *_needs(plan.jobs)]) + "\n"
 
@@ -114,9 +115,9 @@ def _memory(config: RunConfig[Any], shape: Shape, members: int) -> int:
 
 def _disk(config: RunConfig[Any], shape: Shape) -> int:
     """Bytes of checkpoints and collected rows, roughly."""
-    widths = leaves(config.hyper)["hidden_dims"]
+    widths: tuple[int, ...] = leaves(config.hyper)["hidden_dims"]
     inputs = shape.obs_dim + shape.action_dim
-    network = inputs * widths[0] + sum(a * b for a, b in zip(widths, widths[1:], strict=False)) + widths[-1]
+    network = inputs * widths[0] + sum(a * b for a, b in itertools.pairwise(widths)) + widths[-1]
     networks = 2 + 2 * int(config.hyper.num_critics)
     checkpoints = (2 if config.online_steps else 1) * _MOMENTS * networks * network
     rows = config.online_steps * (2 * shape.obs_dim + shape.action_dim + 4) if config.save_online else 0

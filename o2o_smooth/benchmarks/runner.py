@@ -118,13 +118,13 @@ class Runner:
             signal.signal(signal.SIGTERM, before)
             self._fill_in()
             lock.release()
-        by = {
-            state: [s for s in self.standings.values() if s.state == state] for state in ("done", "failed", "blocked")
-        }
+        by: dict[str, list[Standing]] = {}
+        for standing in self.standings.values():
+            by.setdefault(standing.state, []).append(standing)
         return Ending(
-            tuple(s.job.id for s in by["done"]),
-            {s.job.id: s.detail for s in by["failed"]},
-            {s.job.id: s.detail for s in by["blocked"]},
+            tuple(s.job.id for s in by.get("done", ())),
+            {s.job.id: s.detail for s in by.get("failed", ())},
+            {s.job.id: s.detail for s in by.get("blocked", ())},
             interrupted,
             time.monotonic() - begun,
         )

@@ -6,6 +6,8 @@ jobs/ID/state.json  log.txt                 how far it is, by the worker
 jobs/ID/done.json | failed.json             how it ended
 runs/TASK/AGENT/ARM/                        run folders, as `o2o-smooth run` writes them
 pretrained/HASH/                            the checkpoints that they go on from
+
+A worker may be killed at any time: what is there is whole, and what is not there is done again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a study stands, for people: a live display in a terminal, plain lines elsewhere, and a table for `bench status`."""
+"""How a study stands, for people: a live display in a terminal, plain lines elsewhere, the rows of `bench status`."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def read_suite(content: Mapping[str, Any], *, where: str = "suite", text: str = 
     )
     for kind, found in entries:
         _distinct([entry.name for entry in found], kind, where)
-    overrides = [_override(row, f"{where}: [[overrides]]", base) for row in content.get("overrides", [])]
+    overrides = [_override(row, f"{where}: [[overrides]]", base) for row in _overrides(content, where)]
     for override in overrides:
         for kind, names in (("task", tasks), ("agent", agents), ("arm", arms)):
             _named(getattr(override, kind), names, kind, f"{where}: [[overrides]]")
@@ -263,6 +263,10 @@ def _rows(content: Mapping[str, Any], key: str, where: str) -> list[Mapping[str,
     if not isinstance(found, list) or not found or not all(isinstance(row, Mapping) for row in found):
         raise ConfigError(f"{where}: a suite needs at least one [[{key}]] table")
     return found
+
+
+def _overrides(content: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
+    return _rows(content, "overrides", where) if content.get("overrides") else []
 
 
 def _settings(values: Mapping[str, Any], where: str, base: Path | None, allowed: Sequence[str] = ()) -> Values:
@@ -341,7 +345,7 @@ def _arm(row: Mapping[str, Any], where: str, base: Path | None) -> ArmEntry:
 
 
 def _override(row: Mapping[str, Any], where: str, base: Path | None) -> Override:
-    if not isinstance(row, Mapping) or not any(key in row for key in _OF_OVERRIDE):
+    if not any(key in row for key in _OF_OVERRIDE):
         raise ConfigError(f"{where}: each names a task, an agent, an arm, or several of these")
     names = {key: _text(row, key, where) for key in _OF_OVERRIDE if key in row}
     return Override(_settings(_rest(row, _OF_OVERRIDE), where, base), **names)
@@ -349,20 +353,20 @@ def _override(row: Mapping[str, Any], where: str, base: Path | None) -> Override
 
 def _swept(sweeps: Sequence[Sweep], arms: Sequence[ArmEntry], where: str) -> list[ArmEntry]:
     """The arms of all sweeps."""
-    found = []
+    found: list[ArmEntry] = []
     for sweep in sweeps:
         name = sweep.arm or arms[0].name
         _named(name, arms, "arm", f"{where}: [sweep]")
         start = next(arm for arm in arms if arm.name == name)
-        for point in sweep.points():
-            found.append(
-                dataclasses.replace(
-                    start,
-                    name=f"{start.name} {point.text}",
-                    settings={**start.settings, **flatten(point.settings)},
-                    pretraining={**start.pretraining, **flatten(point.pretraining)},
-                )
+        found += [
+            dataclasses.replace(
+                start,
+                name=f"{start.name} {point.text}",
+                settings={**start.settings, **flatten(point.settings)},
+                pretraining={**start.pretraining, **flatten(point.pretraining)},
             )
+            for point in sweep.points()
+        ]
     return found
 
 

@@ -7,6 +7,8 @@ seed = 0
 ramp_steps = [500, 1000, 2000]                  # a list: an axis of the grid
 actor_lr = {log_uniform = [1e-5, 1e-3]}         # a distribution: sampled
 pretraining = {expectile = [0.7, 0.9]}          # varied for the whole run, with a pretraining for each value
+
+Every point is an arm with a name that says what differs.
 """
 
 from __future__ import annotations

@@ -25,6 +25,16 @@ from typing import Any
 WORKER = "o2o_smooth.benchmarks.worker"
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.05
+_HEAVY = (
+    WORKER,  # and with it torch and all of ours
+    "torch._dynamo",
+    "matplotlib.pyplot",
+    "minari",
+    "mujoco",
+    "gymnasium_robotics",
+    "o2o_smooth.stability.plots",
+    "o2o_smooth.training.pictures",
+)
 
 
 def die_with_parent(parent: int) -> None:
@@ -124,11 +134,11 @@ def _be(order: Mapping[str, Any]) -> None:
 
 
 def _execute(command: Sequence[str]) -> int:
-    if list(command[:3]) == [sys.executable, "-m", WORKER]:
-        from o2o_smooth.benchmarks.worker import main as work
+    if list(command[:3]) != [sys.executable, "-m", WORKER]:
+        os.execvpe(command[0], list(command), os.environ)
+    from o2o_smooth.benchmarks.worker import main as work
 
-        return work(command[3:])
-    os.execvpe(command[0], list(command), os.environ)
+    return work(command[3:])
 
 
 _self = os.getpid()
@@ -140,7 +150,6 @@ def main() -> None:
     _self = os.getpid()
     die_with_parent(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the runner, which tells the jobs
-    import o2o_smooth.benchmarks.worker  # and with it torch and all of ours
 
     gc.collect()
     gc.freeze()  # pages of these objects stay shared
