@@ -179,11 +179,11 @@ def scaled(config: RunConfig[Any], factor: float) -> RunConfig[Any]:
     return replace(config, **changes)
 
 
-def _part(value: float | None, factor: float) -> float | None:
+def _part(value: int | float | None, factor: float) -> float | None:
     """So much of a number of steps: 0 and None stay, nothing else becomes 0."""
     if not value:
         return value
-    return value * factor if isinstance(value, float) else max(1, round(value * factor))
+    return max(1, round(value * factor)) if isinstance(value, int) else value * factor
 
 
 def _shorter(text: str | None, factor: float) -> str | None:

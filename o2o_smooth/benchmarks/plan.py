@@ -1,8 +1,9 @@
 """From what a suite asks for to jobs: data, pretrainings that arms share, arms as populations, in what order.
 
 Jobs are cut so that the whole study is predicted to end soonest on so many workers: arms that can share a learner are
-one population while that costs fewest core seconds, and are split where workers would otherwise stand idle. The cut
-hangs on the suite and the number of workers alone, and is written down: a study that goes on keeps it.
+one population while that costs fewest core seconds and fits into a worker's share of the memory, and are split where
+workers would otherwise stand idle. The cut hangs on the suite, the number of workers and the machine's memory alone,
+and is written down: a study that goes on keeps it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from o2o_smooth.benchmarks.cells import Cell
-from o2o_smooth.benchmarks.placement import cores, predicted_s
+from o2o_smooth.benchmarks.job_size import job_memory, job_seconds, machine_memory
+from o2o_smooth.benchmarks.placement import cores
 from o2o_smooth.benchmarks.pretrained import digest, specification
 from o2o_smooth.benchmarks.study import PlannedJob, PlannedRun, Study, StudyError
 from o2o_smooth.benchmarks.suite import PlacementSettings, Suite, safe
@@ -30,6 +32,7 @@ from o2o_smooth.training.config_hygiene import AnchorConfig, AveragingConfig, Hy
 from o2o_smooth.training.prepare import needs_dataset
 from o2o_smooth.training.sharing import groups, make_members
 
+_SHARE = 0.7  # of the machine's memory may be planned for
 _GAIN = 0.97  # a split must bring the end at least so much nearer
 _DATA_S = 20.0
 _START_S = 1.5  # a worker begins
@@ -54,6 +57,7 @@ class _Part:
     cells: list[Cell]  # empty: a pretraining
     seeds: tuple[int, ...]
     seconds: float = 0.0
+    memory: int | None = None
 
 
 @dataclass
@@ -87,8 +91,10 @@ def make_plan(suite: Suite, cells: Sequence[Cell], *, workers: int | None = None
     missing = _missing(cells, study)
     data = _data_jobs(suite, [cell for cell, _ in missing])
     found = _groups(missing, suite.placement, data)
+    memory = machine_memory()
+    room = None if memory is None else int(_SHARE * memory / workers)
     for group in found:
-        _cut(group, suite.placement)
+        _cut(group, suite.placement, room)
     _split(found, data, suite.placement, workers)
     return _written(found, data, suite.placement, workers, study)
 
@@ -196,7 +202,7 @@ def _there(config: RunConfig[Any]) -> bool:
 # Cutting
 
 
-def _cut(group: _Group, placement: PlacementSettings) -> None:
+def _cut(group: _Group, placement: PlacementSettings, room: int | None) -> None:
     """Arms in the populations that cost fewest core seconds; one pretraining for all seeds."""
     if group.key:
         group.before = [_part(group, [], group.seeds, placement)]
@@ -206,7 +212,12 @@ def _cut(group: _Group, placement: PlacementSettings) -> None:
         most = placement.arms_per_job or len(own)
         sizes = [most] if placement.arms_per_job else _sizes(most)
         options = [_chunks(group, own, size, placement) for size in sizes]
-        group.after += min(options, key=_cost)
+        fitting = [parts for parts in options if _fits(parts, room)]
+        group.after += sorted(fitting, key=_cost)[0] if fitting else options[0]
+
+
+def _fits(parts: Sequence[_Part], room: int | None) -> bool:
+    return room is None or all(part.memory is None or part.memory <= room for part in parts)
 
 
 def _cost(parts: list[_Part]) -> tuple[float, int]:
@@ -226,7 +237,8 @@ def _chunks(group: _Group, cells: Sequence[Cell], size: int, placement: Placemen
 
 def _part(group: _Group, cells: list[Cell], seeds: tuple[int, ...], placement: PlacementSettings) -> _Part:
     part = _Part(group, cells, seeds)
-    part.seconds = _predicted(_configs(part), placement.cpus)
+    configs = _configs(part)
+    part.seconds, part.memory = job_seconds(configs, placement.cpus), job_memory(configs)
     return part
 
 
@@ -241,12 +253,6 @@ def _configs(part: _Part) -> list[RunConfig[Any]]:
 
 def _forked(config: RunConfig[Any], seeds: Sequence[int]) -> RunConfig[Any]:
     return replace(config, seeds=tuple(seeds), pretrained="" if config.offline_updates else None)
-
-
-def _predicted(configs: Sequence[RunConfig[Any]], cpus: int) -> float:
-    if configs[0].device != "cpu":  # members cost little more than one
-        return predicted_s([replace(configs[0], seeds=configs[0].seeds[:1])], cpus=cpus)
-    return predicted_s(configs, cpus=cpus)
 
 
 def _split(found: Sequence[_Group], data: Mapping[str, PlannedJob], placement: PlacementSettings, workers: int) -> None:
@@ -341,7 +347,7 @@ def _job(
         tuple(folders),
         placement.cpus,
         placement.gpus if configs[0].device != "cpu" else 0.0,
-        None,
+        part.memory,
         part.seconds,
         _updates(configs),
         title=f"{group.task}, {group.agent}: {what}, {_seeds_text(part.seeds)}",
