@@ -114,12 +114,13 @@ def _cell(suite: Suite, filters: Filters, task: TaskEntry, agent: AgentEntry, ar
         if base.offline_updates:
             _check_after(values, f"{suite.where}: arm '{arm.name}'")
         config = apply_values(base, values, f"{where}, arm '{arm.name}'")
+        if config.online_steps == 0:
+            raise ConfigError("online_steps is 0, which leaves nothing to compare")
+        base, config = scaled(base, filters.scale), scaled(config, filters.scale)
     except ConfigError as error:
         raise error if suite.where in str(error) else ConfigError(f"{where}, arm '{arm.name}': {error}") from None
-    if config.online_steps == 0:
-        raise ConfigError(f"{where}: online_steps is 0, which leaves nothing to compare")
     settings = {**values, **arm.pretraining}
-    return Cell(task.name, agent.name, arm.name, scaled(base, filters.scale), scaled(config, filters.scale), settings)
+    return Cell(task.name, agent.name, arm.name, base, config, settings)
 
 
 def _matching(
@@ -146,7 +147,11 @@ def _check_after(values: Mapping[str, Any], where: str) -> None:
 
 def _check_apart(suite: Suite, task: TaskEntry, agent: AgentEntry, cells: Sequence[Cell]) -> None:
     """Refuse two arms that are one run; arms of different pretrainings never are."""
+    bases: list[RunConfig[Any]] = []
     for cell in cells:
+        if cell.base in bases:
+            continue
+        bases.append(cell.base)
         same = [ForkArm(other.arm, other.config) for other in cells if other.base == cell.base]
         try:
             check_arms(same)

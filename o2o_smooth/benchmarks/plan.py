@@ -183,7 +183,7 @@ def _data_jobs(suite: Suite, cells: Sequence[Cell]) -> dict[str, PlannedJob]:
         found[key] = PlannedJob(
             f"data-{safe(named)[-40:]}-{digest({'key': key})[:6]}",
             "data",
-            configs=(config.to_dict(),),
+            configs=(json.loads(json.dumps(config.to_dict())),),
             make=suite.data.get(named, ""),
             predicted_s=_DATA_S,
             title=f"data {named}",
@@ -342,7 +342,7 @@ def _job(
         f"{kind}-{safe(group.task)[-40:]}-{safe(group.agent)[-24:]}-{mark}",
         kind,
         needs,
-        tuple(config.to_dict() for config in configs),
+        tuple(json.loads(json.dumps(config.to_dict())) for config in configs),
         tuple(names),
         tuple(folders),
         placement.cpus,
