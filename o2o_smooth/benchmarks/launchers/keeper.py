@@ -23,6 +23,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 WORKER = "o2o_smooth.benchmarks.worker"
+LIGHT_VARIABLE = "O2O_SMOOTH_KEEPER"
+"""Environment variable: `light` leaves the imports to the jobs, for tests with jobs that need none."""
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.05
 _HEAVY = (

@@ -148,7 +148,10 @@ class LocalLauncher:
                 for line in lines:
                     self._report(json.loads(line))
         if gone:
+            assert self._keeper.stdin is not None
             self._keeper.stdout.close()
+            with contextlib.suppress(OSError):
+                self._keeper.stdin.close()
             self._keeper, self._rest = None, b""
             for name in list(self._running):
                 self._end(name, "lost", "the process that keeps the jobs is gone")
