@@ -1,4 +1,4 @@
-"""The command `o2o-smooth`: run, fork, bench, demo, compare, report, probe, advise, dashboard, data, tasks, ..."""
+"""The command `o2o-smooth`: run, resume, fork, bench, demo, compare, report, probe, advise, data, tasks and others."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ Offline-to-online reinforcement learning without the collapse at the switch.
 
 commands:
   run      pretrain offline, switch, fine-tune online with a smoothed objective
+  resume   go on with a run that was stopped or killed, as if it had not been
   fork     continue one pretraining into several ways to switch, side by side, with the controls of a comparison
   bench    whole studies: tasks x agents x arms x seeds, from a suite's file to tables and plots
   demo     the main job on a small task: four ways to switch, a table and a picture (minutes on two cores)
@@ -77,14 +78,18 @@ EPILOG = """\
 Every option can stand in a TOML file given with --config; flags go first, then the file, then the agent's preset for
 the task's domain. With --pretrained the defaults are those of the checkpoint. Names in the file are the flags' names,
 at the top level or under their group: [hyper], [smoothing], [adaptive], [hygiene], [anchors], [averaging],
-[evaluation], [switch]."""
+[evaluation], [switch], [checkpoints],
+[environments].
+
+A run that was stopped or killed: o2o-smooth resume RUN."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 (interrupted or failed), 2 (bad input, one line says what)."""
+    """Run a command; returns the exit code: 0, 1 (failed), 2 (bad input, one line says so), 75 or 130 (interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": _run,
+        "resume": _resume,
         "fork": _fork,
         "bench": _bench,
         "demo": _demo,
@@ -115,9 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(arguments[1:])
     except O2OError as error:
         return _fail(" ".join(str(error).split()))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        from o2o_smooth.cli_resume import say_stopped
+
+        return say_stopped(error)
     except BrokenPipeError:  # somebody reads only the beginning, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -186,26 +192,22 @@ def _from_checkpoint(path: str) -> Any:
 
 
 def _run(arguments: list[str]) -> int:
-    from o2o_smooth.training.prepare import default_out
     from o2o_smooth.training.progress import show_progress
     from o2o_smooth.training.run import run
 
     config = parse_run(arguments)
-    try:
-        with show_progress() as progress:
-            out = run(config, progress)
-    except KeyboardInterrupt:
-        kept = Path(config.out) if config.out else default_out(config)
-        if (kept / "checkpoints" / "switch" / "run.json").is_file():
-            print(
-                f"interrupted; {kept} keeps the switch: o2o-smooth run --pretrained {kept} --out ...", file=sys.stderr
-            )
-            return 130
-        raise
+    with show_progress() as progress:
+        out = run(config, progress)
     _summary({config.smoothing.schedule: out})
     print(f"picture: {out / 'stability.png'}")
     print(f"run: {out}")
     return 0
+
+
+def _resume(arguments: list[str]) -> int:
+    from o2o_smooth.cli_resume import resume
+
+    return resume(arguments)
 
 
 def _summary(arms: dict[str, Path]) -> None:

@@ -52,6 +52,25 @@ def policy_snapshot(agent: Agent) -> PolicySnapshot:
     return PolicySnapshot(actor, networks.obs_mean.clone(), networks.obs_std.clone())
 
 
+def snapshot_tensors(snapshot: PolicySnapshot) -> dict[str, Tensor]:
+    """What a snapshot is made of, by name."""
+    tensors = {f"actor.{name}": value for name, value in snapshot.actor.state_dict().items()}
+    return {**tensors, "obs_mean": snapshot.obs_mean, "obs_std": snapshot.obs_std}
+
+
+def snapshot_from(agent: Agent, tensors: Mapping[str, Tensor]) -> PolicySnapshot:
+    """What `snapshot_tensors` gave, of an agent of the same kind.
+
+    Raises:
+        KeyError: A tensor is missing.
+    """
+    like = policy_snapshot(agent)
+    own = {name: tensors[f"actor.{name}"].to(value) for name, value in like.actor.state_dict().items()}
+    like.actor.load_state_dict(own)
+    mean, std = (tensors[name].to(like.obs_mean) for name in ("obs_mean", "obs_std"))
+    return PolicySnapshot(like.actor, mean, std)
+
+
 @torch.no_grad()
 def kl_from(snapshot: PolicySnapshot, agent: Agent, obs: Tensor) -> Tensor:
     """How far the policy has moved from a snapshot: KL(pi_now || pi_then) in nats, a mean over states, (M,).

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,12 @@ from o2o_smooth.agents.config import AgentConfig, build_config
 from o2o_smooth.agents.networks import Precision
 from o2o_smooth.agents.settings import settle
 from o2o_smooth.errors import CheckpointError, O2OError
+from o2o_smooth.files import describe_file, fsync, verify_file
 
 FORMAT = 1
 FORMAT_OVERRIDES = 2  # the same with settings that differ between members, which an old reader would miss
+CHECKSUMS = "checksums.json"
+CHECKSUMS_FORMAT = 1
 SHARED = ("obs_mean", "obs_std", "action_center", "action_half")  # tensors of the networks without a members axis
 OPTIONAL = ("target_actor.", "log_alpha")  # beginnings of the names of what an online objective may need or not
 
@@ -32,31 +35,84 @@ OPTIONAL = ("target_actor.", "log_alpha")  # beginnings of the names of what an 
 def write_directory(path: Path, files: dict[str, Any]) -> Path:
     """Write JSON objects (`*.json`) and tensor dicts (`*.safetensors`) to `path`, replacing what was there at the end.
 
+    Beside them stands `checksums.json`, with the SHA-256 of every file. All of it is on the disk before it takes its
+    place, so also a power cut leaves the old directory or the new one.
+
     Raises:
         CheckpointError: The files cannot be written; what was at `path` is still there.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.mkdir(parents=True)
+        sums: dict[str, dict[str, Any]] = {}
         for name, content in files.items():
             file = temporary / name
             if name.endswith(".json"):
                 file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
             else:
                 save_file({k: v.detach().cpu().contiguous() for k, v in content.items()}, file)
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
+            fsync(file)
+            sums[name] = describe_file(file)
+        listed = temporary / CHECKSUMS
+        listed.write_text(json.dumps({"format": CHECKSUMS_FORMAT, "files": sums}, indent=1) + "\n", encoding="utf-8")
+        fsync(listed)
+        fsync(temporary)
         old = None
         if path.exists():
             old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
             path.rename(old)
         temporary.rename(path)
+        fsync(path.parent)
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"cannot write {path}: {error}") from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     return path
+
+
+def verify_directory(path: Path, *, required: bool = False) -> None:
+    """Check every file of a directory against `checksums.json`.
+
+    Args:
+        path: The directory.
+        required: Whether the list must be there; otherwise a directory without one is of an older version and passes.
+
+    Raises:
+        CheckpointError: A file is absent or broken, or the list is of a newer version.
+    """
+    if not required and not (path / CHECKSUMS).is_file():
+        return
+    listed = read_json(path / CHECKSUMS)
+    if listed.get("format") != CHECKSUMS_FORMAT or not isinstance(listed.get("files"), dict):
+        raise CheckpointError(
+            f"{path / CHECKSUMS} has format {listed.get('format')}, this version reads {CHECKSUMS_FORMAT}; use the "
+            f"version that wrote it"
+        )
+    for name, expected in listed["files"].items():
+        if Path(name).name != name:
+            raise CheckpointError(f"{path / CHECKSUMS} names a file outside of its folder: {name!r}")
+        verify_file(path / name, expected)
+
+
+def restore_replaced(folder: Path) -> None:
+    """Bring order into a folder after a kill: what was being replaced comes back, what was half-written goes."""
+    if not folder.is_dir():
+        return
+    for left in folder.glob(".*.*.old"):
+        name = left.name[1:].rpartition(".")[0].rpartition(".")[0]
+        with contextlib.suppress(OSError):
+            if not (folder / name).exists():
+                left.rename(folder / name)
+    for left in (*folder.glob(".*.*.old"), *folder.glob(".*.tmp"), *folder.glob(".*.tmp.*")):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                left.unlink()
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -92,7 +148,7 @@ def save_agent(
     agent: Agent, path: Path, extra: dict[str, Any] | None = None, *, members: Sequence[int] | None = None
 ) -> Path:
     """See `Agent.save`; `extra` files go into the same directory, and `members` alone (default: all) are written."""
-    description, tensors = _taken(agent, members)
+    description, tensors = agent_state(agent, members)
     return write_directory(path, {"agent.json": description, "agent.safetensors": tensors, **(extra or {})})
 
 
@@ -112,7 +168,7 @@ def take_members(
         overrides: Settings that differ between the new agent's members. Default: as they differ now, where `config` is
             not given.
     """
-    description, tensors = _taken(agent, members)
+    description, tensors = agent_state(agent, members)
     taken = _build(
         description,
         config=config,
@@ -125,7 +181,7 @@ def take_members(
     return taken
 
 
-def _taken(agent: Agent, members: Sequence[int] | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def agent_state(agent: Agent, members: Sequence[int] | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Everything that makes up an agent, of some members: what goes to `agent.json`, and the tensors."""
     picked = list(range(agent.members)) if members is None else list(members)
     config, overrides = settle(agent.config, [agent.overrides[m] for m in picked], len(picked), agent.action_dim)
@@ -195,6 +251,7 @@ def load_agent(
             f"{path} has format {description.get('format')}, this version reads {FORMAT} and {FORMAT_OVERRIDES}; use "
             f"the version that wrote it"
         )
+    verify_directory(path)
     if expected is not None and AGENTS.get(str(description.get("agent"))) not in (expected, None):
         raise CheckpointError(f"{path} holds a {description['agent']} agent, not {expected.name}")
     tensors = read_tensors(path / "agent.safetensors")
@@ -244,6 +301,20 @@ def _build(
     )
     agent.updates, agent.acts = int(description["updates"]), int(description["acts"])
     return agent
+
+
+def restore_agent(agent: Agent, description: Mapping[str, Any], tensors: dict[str, Tensor], where: Path) -> None:
+    """Put what `agent_state` gave into an agent of the same kind, seeds and settings, in place.
+
+    Raises:
+        CheckpointError: It was taken from another agent.
+    """
+    own, _ = agent_state(agent, None)
+    for key in ("agent", "online", "config", "seeds", "obs_dim", "overrides"):
+        if json.loads(json.dumps(own.get(key))) != description.get(key):
+            raise CheckpointError(f"{where} was taken from an agent with another {key}: {description.get(key)}")
+    _restore(agent, tensors, where, same_online=True)
+    agent.updates, agent.acts = int(description["updates"]), int(description["acts"])
 
 
 def _restore(agent: Agent, tensors: dict[str, Tensor], path: Path, *, same_online: bool) -> None:

@@ -127,7 +127,7 @@ def _missing(cells: Sequence[Cell], study: Study | None) -> list[tuple[Cell, tup
 def config_hash(config: RunConfig[Any]) -> str:
     """A hash of all settings but the seeds and where it is run."""
     values = asdict(config)
-    for name in ("seeds", "out", "overwrite", "pretrained", "threads", "memory_check"):
+    for name in ("seeds", "out", "overwrite", "pretrained", "threads", "memory_check", "checkpoints"):
         values.pop(name)
     return digest(values)
 

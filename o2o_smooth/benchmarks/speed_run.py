@@ -40,9 +40,9 @@ AROUND = ("set up", "keep")
 TARGETS: dict[str, tuple[str, ...]] = {
     "act": ("o2o_smooth.agents.base:Agent.act",),
     "step": (
-        "gymnasium.vector:SyncVectorEnv.step",
-        "gymnasium.vector:AsyncVectorEnv.step_async",
-        "gymnasium.vector:AsyncVectorEnv.step_wait",
+        "o2o_smooth.envs.inline:InlineVectorEnv.step",
+        "o2o_smooth.envs.workers:WorkerVectorEnv.step_async",
+        "o2o_smooth.envs.workers:WorkerVectorEnv.step_wait",
     ),
     "wait": ("o2o_smooth.data.collect:Collector.wait",),
     "write": (

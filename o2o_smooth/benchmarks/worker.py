@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import importlib
 import os
 import platform
 import shutil
@@ -20,7 +19,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -31,11 +29,13 @@ from o2o_smooth.benchmarks.cells import from_dict
 from o2o_smooth.benchmarks.job_lock import Lock
 from o2o_smooth.benchmarks.launchers.base import INTERRUPTED
 from o2o_smooth.benchmarks.study import PlannedJob, StudyError, read_job, read_object, write_json
-from o2o_smooth.errors import CheckpointError, O2OError
+from o2o_smooth.errors import CheckpointError, ConfigError, O2OError
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.manifest import versions
 from o2o_smooth.training.population import run_population
 from o2o_smooth.training.progress import Plain
+from o2o_smooth.training.request import read_request
+from o2o_smooth.training.resume import can_resume, resume
 
 _STATE_S = 1.0  # between two writings of state.json
 _MANIFEST = "manifest.json"
@@ -64,7 +64,7 @@ def work(folder: Path) -> int:
     if (folder / "failed.json").is_file():
         return 1
     job = read_job(folder)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which runs replace by one that keeps a checkpoint
     torch.set_num_threads(job.cpus)
     # The launcher's SIGTERM by another hand: somebody took this worker for dead, and has the job now.
     lock = Lock(folder / "lock", lost=lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -91,11 +91,6 @@ def work(folder: Path) -> int:
         write_json(finished, {**report.ending(), **content})
         report.note("done")
         return 0
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-    raise KeyboardInterrupt
 
 
 class RunsFailed(O2OError):
@@ -392,28 +387,21 @@ def _blamed(configs: Sequence[RunConfig[Any]]) -> list[int] | None:
 
 def _go_on(configs: Sequence[RunConfig[Any]], names: Sequence[str], report: Report) -> None:
     """Begin runs, or let them go on from their checkpoints."""
-    can_resume, resume = _resuming()
-    for config in configs:
-        if can_resume(Path(str(config.out))):
-            report.note(f"{config.out} goes on from its checkpoint")
-            resume(Path(str(config.out)), report)  # and with it the others of its population
-            return
+    outs = [Path(str(config.out)) for config in configs]
+    for out in outs:
+        if can_resume(out) and {path.resolve() for path in read_request(out).outs} <= {o.resolve() for o in outs}:
+            try:
+                resume(out, report)  # and with it those of its population
+                return
+            except (CheckpointError, ConfigError) as error:
+                report.note(f"{out} cannot go on, and starts anew: {' '.join(str(error).split())}")
+                break
     begun = []
-    for config in configs:
-        out = Path(str(config.out))
+    for config, out in zip(configs, outs, strict=True):
         if out.is_dir() and not (out / _MANIFEST).is_file():  # killed before it had one
             shutil.rmtree(out)
         begun.append(dataclasses.replace(config, overwrite=out.is_dir()))
     run_population(begun, report, names=list(names))
-
-
-def _resuming() -> tuple[Callable[[Path], bool], Callable[..., Any]]:
-    """How runs go on from their checkpoints."""
-    try:
-        module = importlib.import_module("o2o_smooth.training.resume")
-    except ModuleNotFoundError:
-        return lambda folder: False, lambda folder, progress: None
-    return module.can_resume, module.resume
 
 
 _KINDS: dict[str, Callable[[PlannedJob, Path, Report], dict[str, Any]]] = {

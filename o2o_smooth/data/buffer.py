@@ -159,21 +159,30 @@ class ReplayBuffer:
         """The rows of a buffer in CPU memory, (rings, capacity, width), without a copy."""
         return self._rows.numpy().reshape(-1, self.capacity, self._rows.shape[1])
 
-    def set_mc_returns(self, member: int, rows: NDArray[np.int64], returns: FloatArray) -> None:
+    def set_mc_returns(
+        self, member: int, rows: NDArray[np.int64], returns: FloatArray, *, truncated: bool = False
+    ) -> None:
         """Fill in Monte-Carlo returns of finished episodes; rows already overwritten are left alone.
 
         Args:
             member: Whose ring.
             rows: Row numbers as `written` counted them, (n,).
             returns: (n,).
+            truncated: The last of the rows was the end of its episode, as nobody knew when it was written.
         """
         alive = rows >= self._written - self.capacity
         slots, ring = rows[alive] % self.capacity, 0 if self.shared else member
+        ends = truncated and bool(alive[-1:].any())
+        at = columns(self.obs_dim, self.action_dim)
         if self.device.type == "cpu":
-            self._host[ring, slots, -1] = returns[alive]
+            self._host[ring, slots, at.mc_return] = returns[alive]
+            if ends:
+                self._host[ring, slots[-1], at.truncated] = 1.0
         else:
             where = to_device(slots + ring * self.capacity, self.device)
-            self._rows[where, -1] = to_device(returns[alive], self.device)
+            self._rows[where, at.mc_return] = to_device(returns[alive], self.device)
+            if ends:
+                self._rows[where[-1], at.truncated] = 1.0
 
     def newest(self, count: int) -> Batch:
         """The rows that were written last, oldest first: (M, B, ...) with B = count, or all where there are fewer."""
@@ -184,6 +193,56 @@ class ReplayBuffer:
         """Packed rows (n, width) of a member by their numbers, as `written` counted them; on the CPU."""
         slots = numbers % self.capacity + (0 if self.shared else member * self.capacity)
         return np.asarray(self._rows[torch.from_numpy(slots).to(self.device)].cpu().numpy())
+
+    # Keeping
+
+    def part(self, first: int, stop: int) -> FloatArray:
+        """Rows (rings, n, width) with numbers `first` up to `stop`, as `written` counted them; a copy, on the CPU."""
+        return np.concatenate([self._lying(slots).cpu().numpy() for slots in self._slots(first, stop)], axis=1)
+
+    def put(self, first: int, rows: FloatArray) -> None:
+        """Put packed rows (rings, n, width) back in their places, from number `first` on."""
+        done = 0
+        for slots in self._slots(first, first + rows.shape[1]):
+            n = slots.stop - slots.start
+            self._lying(slots).copy_(torch.from_numpy(np.ascontiguousarray(rows[:, done : done + n])))
+            done += n
+
+    def returns(self, first: int, stop: int) -> FloatArray:
+        """Monte-Carlo returns (rings, n) of such rows; a copy, on the CPU."""
+        return np.concatenate([self._lying(s)[..., -1].cpu().numpy() for s in self._slots(first, stop)], axis=1)
+
+    def put_returns(self, first: int, returns: FloatArray) -> None:
+        """Put Monte-Carlo returns (rings, n) back."""
+        done = 0
+        for slots in self._slots(first, first + returns.shape[1]):
+            n = slots.stop - slots.start
+            self._lying(slots)[..., -1].copy_(torch.from_numpy(np.ascontiguousarray(returns[:, done : done + n])))
+            done += n
+
+    def truncate(self, ring: int, number: int) -> None:
+        """Mark a row as the last of an episode that was cut short, unless it ended or is overwritten already."""
+        if number >= max(0, self._written - self.capacity):
+            row = self._rows[ring * self.capacity + number % self.capacity]
+            row[-2] = torch.maximum(row[-2], 1.0 - row[-3])
+
+    def set_written(self, written: int) -> None:
+        """Say how many rows have been put back, with those that were overwritten before."""
+        self._written = written
+
+    def _slots(self, first: int, stop: int) -> list[slice]:
+        """Where rows of such numbers lie: one stretch, or two where they go over the ring's end."""
+        if stop - first > self.capacity:
+            raise DataError(f"rows {first} to {stop} do not lie together in {self.capacity} slots")
+        start = first % self.capacity
+        end = start + stop - first
+        if end <= self.capacity:
+            return [slice(start, end)]
+        return [slice(start, self.capacity), slice(0, end - self.capacity)]
+
+    def _lying(self, slots: slice) -> Tensor:
+        """Consecutive slots of every ring, (rings, n, width), a view."""
+        return self._rows.view(-1, self.capacity, self._rows.shape[1])[:, slots]
 
     def gather(self, index: Tensor) -> Batch:
         """Rows by slot: index (M, B) in [0, len) -> a batch of (M, B, ...) views."""

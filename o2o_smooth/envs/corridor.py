@@ -15,6 +15,7 @@ The observation is (y, vy, vx). The state is float64; what is seen is float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,6 +147,23 @@ class CorridorVectorEnv(VectorEnv[Obs, NDArray[Any], NDArray[Any]]):
             self._begin(ended)
             obs[ended] = self._state[ended]
         return obs, reward, terminated, truncated, infos
+
+    @property
+    def time_limit(self) -> int:
+        """Steps after which an episode is truncated."""
+        return self._limit
+
+    def lanes(self) -> list[tuple[State, int, np.random.Generator | None]]:
+        """Every environment's state, steps of its episode, and generator; the generator itself, not a copy."""
+        return [
+            (state.copy(), int(steps), generator)
+            for state, steps, generator in zip(self._state, self._steps, self._generators, strict=True)
+        ]
+
+    def set_lanes(self, lanes: Sequence[tuple[State, int, np.random.Generator | None]]) -> None:
+        """Go on from what `lanes` gave."""
+        for i, (state, steps, generator) in enumerate(lanes):
+            self._state[i], self._steps[i], self._generators[i] = state, steps, generator
 
     def _begin(self, which: NDArray[np.int64]) -> None:
         for i in which:

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import functools
 import importlib
-import multiprocessing
-import signal
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
+from o2o_smooth.envs import simulator
 from o2o_smooth.envs.compat import COMPATIBILITY, ScaledActions
 from o2o_smooth.envs.corridor import CORRIDOR_ID, STEPS, CorridorVectorEnv
+from o2o_smooth.envs.inline import InlineVectorEnv
 from o2o_smooth.envs.pool import PoolVectorEnv, require_pool
+from o2o_smooth.envs.supervision import Supervision
 from o2o_smooth.envs.tasks import ROBOTICS, Task, find_spec, register_robotics
+from o2o_smooth.envs.workers import WorkerVectorEnv
 from o2o_smooth.errors import EnvError
 
 VECTORIZERS = ("sync", "async", "envpool")
@@ -47,6 +49,7 @@ class TaskEnv(gym.Wrapper[Obs, NDArray[Any], Any, NDArray[Any]]):
 
     def __init__(self, env: gym.Env[Any, Any], obs_keys: tuple[str, ...] | None = None):
         super().__init__(env)
+        self.pristine = simulator.pristine(env)
         self._keys, boxes = obs_layout(env.observation_space, obs_keys)
         low = np.concatenate([_float32(box.low) for box in boxes])
         high = np.concatenate([_float32(box.high) for box in boxes])
@@ -85,12 +88,20 @@ def make_env(task: Task) -> Env:
     return _make(task, _spec(task))
 
 
-def make_vector_env(task: Task, num_envs: int, *, vectorizer: str = "sync") -> Vector:
+def make_vector_env(
+    task: Task, num_envs: int, *, vectorizer: str = "sync", supervision: Supervision | None = None
+) -> Vector:
     """Make `num_envs` environments that step together and reset in the step that ends an episode.
 
     `sync` steps them in turn, which is faster for cheap simulators; `async` gives each a process. The processes start
     afresh (no fork), so a script that asks for them needs the `if __name__ == "__main__":` guard. `envpool` steps
     them in threads of the envpool package, where it knows the task (`pool.POOL_IDS`).
+
+    Args:
+        task: The task.
+        num_envs: How many.
+        vectorizer: One of `VECTORIZERS`.
+        supervision: What is done about environments that fail (not with envpool); default: `Supervision()`.
 
     Raises:
         EnvError: As `make_env`; or `num_envs` or `vectorizer` is out of range or cannot be had.
@@ -98,24 +109,17 @@ def make_vector_env(task: Task, num_envs: int, *, vectorizer: str = "sync") -> V
     if num_envs < 1:
         raise EnvError(f"num_envs is {num_envs}, expected at least 1")
     check_vectorizer(task, vectorizer)
+    supervision = supervision or Supervision()
     if vectorizer == "envpool":
         env = make_env(task)
         env.close()
         return PoolVectorEnv(task, num_envs, env.observation_space, env.action_space)
     if vectorizer == "sync" and task.env_id == CORRIDOR_ID and task.action_scale == 1.0 and not task.env_kwargs:
         return CorridorVectorEnv(num_envs, task.max_episode_steps or STEPS)  # the same numbers, sooner
+    maker = functools.partial(_make, task, _spec(task))
     if vectorizer == "sync":
-        maker: Callable[[], gym.Env[Any, Any]] = functools.partial(_make, task, _spec(task))
-        return SyncVectorEnv([maker] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
-    maker = functools.partial(_make_in_process, task, _spec(task))
-    start = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    try:
-        return AsyncVectorEnv([maker] * num_envs, context=start, autoreset_mode=AutoresetMode.SAME_STEP)
-    except (EOFError, ConnectionError) as error:
-        raise EnvError(
-            "the environment processes ended while they started; a script that asks for the async vectorizer "
-            "needs `if __name__ == '__main__':` around its work"
-        ) from error
+        return InlineVectorEnv(maker, num_envs, supervision)
+    return WorkerVectorEnv(maker, num_envs, supervision)
 
 
 def check_vectorizer(task: Task, vectorizer: str) -> None:
@@ -233,13 +237,6 @@ def _make(task: Task, spec: EnvSpec) -> Env:
     except EnvError as error:
         env.close()
         raise EnvError(f"environment {task.env_id!r}: {error}") from None
-
-
-def _make_in_process(task: Task, spec: EnvSpec) -> Env:
-    """Build one environment in a process of its own, which its parent ends, not a Ctrl-C that both see."""
-    if multiprocessing.parent_process() is not None:  # gymnasium also makes one here, to look at its spaces
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return _make(task, spec)
 
 
 def _missing(task: Task, error: Exception) -> str:

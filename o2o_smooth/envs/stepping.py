@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import warnings
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from gymnasium.vector import AsyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from o2o_smooth.envs.pool import PoolVectorEnv
+from o2o_smooth.envs.workers import WorkerVectorEnv
 
 Actions = NDArray[Any] | Callable[[], NDArray[Any]]  # or what brings them, where they come from another device
 Result = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]  # as of `VectorEnv.step`
@@ -44,9 +44,9 @@ def make_stepper(envs: Vector, *, overlap: bool, thread: bool = False) -> Steppe
         overlap: Step while the caller goes on; otherwise in `wait`.
         thread: Wait for the actions in a thread too; needed where they come from a device that is still busy.
     """
-    if overlap and (thread or not isinstance(envs, AsyncVectorEnv | PoolVectorEnv)):
+    if overlap and (thread or not isinstance(envs, WorkerVectorEnv | PoolVectorEnv)):
         return Threaded(envs)
-    return Elsewhere(envs, overlap) if isinstance(envs, AsyncVectorEnv | PoolVectorEnv) else InTurn(envs)
+    return Elsewhere(envs, overlap) if isinstance(envs, WorkerVectorEnv | PoolVectorEnv) else InTurn(envs)
 
 
 class InTurn:
@@ -75,10 +75,10 @@ class InTurn:
 class Elsewhere:
     """Leaves the step to the environments' own processes or threads, from `start` on or, without overlap, in `wait`."""
 
-    def __init__(self, envs: AsyncVectorEnv[Any, Any] | PoolVectorEnv, overlap: bool) -> None:
+    def __init__(self, envs: WorkerVectorEnv | PoolVectorEnv, overlap: bool) -> None:
         self.envs, self.overlap = envs, overlap
         self._actions: Actions | None = None
-        self._state: Literal["idle", "stepping", "receiving"] = "idle"
+        self._stepping = False
 
     def start(self, actions: Actions) -> None:
         """See `Stepper`."""
@@ -91,29 +91,21 @@ class Elsewhere:
         if actions is None:
             raise RuntimeError("wait() without start()")
         self.envs.step_async(actions() if callable(actions) else actions)
-        self._state = "stepping"
+        self._stepping = True
 
     def wait(self) -> Result:
         """See `Stepper`."""
-        if self._state == "idle":
+        if not self._stepping:
             self._begin()
-        self._state = "receiving"
-        result = self.envs.step_wait()
-        self._state = "idle"
-        return result
+        self._stepping = False  # interrupted in the next line, nobody must wait again: nothing more may come
+        return self.envs.step_wait()
 
     def close(self) -> None:
         """See `Stepper`."""
-        if self._state == "stepping":
+        if self._stepping and isinstance(self.envs, PoolVectorEnv):  # its threads cannot be left alone
             with contextlib.suppress(Exception, KeyboardInterrupt):  # told already; or a second Ctrl-C
                 self.wait()
-        if self._state == "idle":
-            self.envs.close()
-            return
-        # Interrupted between two environments' results: who waits for all of them again waits forever.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # gymnasium tells that a step is pending
-            self.envs.close(terminate=True)
+        self.envs.close()
 
 
 class Threaded:

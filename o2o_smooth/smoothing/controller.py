@@ -315,6 +315,7 @@ class SmoothingController:
             "rule": None if isinstance(self.rule, Schedule) else self.rule.state_dict(),
             "norms": {k: [a.tolist(), b.tolist()] for k, (a, b) in self._norms.items()},
             "measured": self._measured,
+            "mix": None if self._mix is None else self._mix.to_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -331,4 +332,5 @@ class SmoothingController:
         self.env_steps, self.updates = int(state["env_steps"]), int(state["updates"])
         self._norms = {k: (np.array(a), np.array(b)) for k, (a, b) in state["norms"].items()}
         self._measured = int(state.get("measured", -1))
-        self._mix = None
+        # A rule may have heard of an episode since: the weights hold until the clock moves.
+        self._mix = None if state.get("mix") is None else Mix.from_dict(state["mix"])

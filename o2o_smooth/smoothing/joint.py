@@ -188,6 +188,7 @@ class JointController(SmoothingController):
             "env_steps": self.env_steps,
             "updates": self.updates,
             "parts": [part.state_dict() for part in self.parts],
+            "mix": None if self._mix is None else self._mix.to_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -203,4 +204,4 @@ class JointController(SmoothingController):
             part.load_state_dict(one)
         self.started = bool(state["started"])
         self.env_steps, self.updates = int(state["env_steps"]), int(state["updates"])
-        self._mix = None
+        self._mix = None if state.get("mix") is None else Mix.from_dict(state["mix"])

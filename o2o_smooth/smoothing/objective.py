@@ -93,6 +93,17 @@ class Mix:
         """The same weight for every component and member."""
         return cls({name: np.full(members, float(weight)) for name in COMPONENTS}, mode=mode)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The mix as JSON types."""
+        weights = {name: weight.tolist() for name, weight in self.weights.items()}
+        return {"weights": weights, "offline_fraction": self.offline_fraction, "mode": self.mode}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Mix:
+        """What `to_dict` gave."""
+        weights = {name: np.array(weight, np.float64) for name, weight in state["weights"].items()}
+        return cls(weights, float(state["offline_fraction"]), state["mode"])
+
     def kind(self, component: str) -> Kind:
         """Which objectives the component needs; mixed as soon as any member needs both."""
         return self._kinds[component]

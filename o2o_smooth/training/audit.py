@@ -31,6 +31,8 @@ from o2o_smooth.agents.probes import (
     policy_snapshot,
     pulls,
     q_values,
+    snapshot_from,
+    snapshot_tensors,
     td_error,
 )
 from o2o_smooth.agents.storage import read_tensors
@@ -184,6 +186,36 @@ class Audit:
         if self.last not in (None, updates):
             self.due = updates
             self.look(env_steps, updates, mix)
+
+    def state(self) -> dict[str, Any]:
+        """When it has looked and will look, and the agent at the switch; arrays and numbers."""
+        reference = self._reference
+        kept: dict[str, Any] = {"due": self.due, "last": self.last, "reference": None}
+        if reference is not None:
+            kept["reference"] = {
+                "rows": reference.rows._asdict(),
+                "policy": snapshot_tensors(reference.policy),
+                "q": reference.q,
+                "grams": reference.grams,
+            }
+        return kept
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` gave; its arrays may have become numpy's."""
+        self.due, self.last = int(state["due"]), state["last"]
+        kept = state["reference"]
+        if kept is not None:
+            agent = self.learner.agent
+
+            def own(values: Mapping[str, Any]) -> dict[str, Tensor]:
+                return {name: torch.as_tensor(value, device=agent.device) for name, value in values.items()}
+
+            self._reference = Reference(
+                Batch(**own(kept["rows"])),
+                snapshot_from(agent, own(kept["policy"])),
+                torch.as_tensor(kept["q"], device=agent.device),
+                own(kept["grams"]),
+            )
 
     def measure(self, mix: Mix) -> Values:
         """All values, (M,) each."""

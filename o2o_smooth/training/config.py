@@ -12,6 +12,8 @@ from o2o_smooth.agents import AGENTS, AgentConfig
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.smoothing.rules import RETURN_RULES, rule_name
 from o2o_smooth.training.config_adaptive import AdaptiveConfig
+from o2o_smooth.training.config_checkpoints import CheckpointConfig
+from o2o_smooth.training.config_envs import EnvConfig
 from o2o_smooth.training.config_files import apply_values, read_toml, unknown
 from o2o_smooth.training.config_groups import REGIME_SHARE, EvaluationConfig, Regime, SmoothingConfig
 from o2o_smooth.training.config_hygiene import AnchorConfig, AveragingConfig, HygieneConfig, check_hygiene
@@ -23,6 +25,8 @@ __all__ = [
     "AdaptiveConfig",
     "AnchorConfig",
     "AveragingConfig",
+    "CheckpointConfig",
+    "EnvConfig",
     "EvaluationConfig",
     "HygieneConfig",
     "Regime",
@@ -58,6 +62,10 @@ class RunConfig(Generic[C]):
     """Averages of parameters."""
     switch: SwitchConfig = field(default_factory=SwitchConfig)
     """What is checked at the switch, and what is watched after it."""
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """What a stopped run goes on from."""
+    environments: EnvConfig = field(default_factory=EnvConfig)
+    """What is done about environments that fail."""
     task: str = "D4RL/pointmaze/umaze-dense-v2"
     """A D4RL id (hopper-medium-v2), a Minari id (D4RL/pointmaze/umaze-v2) or any registered gymnasium id."""
     agent: str = "iql"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from o2o_smooth.data.batch import FloatArray
 from o2o_smooth.envs import Task, make_vector_env
 from o2o_smooth.envs.make import episode_success, final_observations
+from o2o_smooth.envs.supervision import DROPPED, Fault, Supervision, faults_of
 from o2o_smooth.errors import EnvError
 from o2o_smooth.training.seeding import Stream, env_seeds
 
@@ -70,15 +71,30 @@ class Evaluator:
     A fixed quota per environment keeps short episodes from being over-represented. The k-th evaluation of a seed uses
     the same episodes in every run and arm, and no two evaluations share any.
 
+    An environment that fails is made anew and plays all its episodes of this evaluation again, from the same seed, so
+    that the numbers are those of an evaluation in which nothing failed.
+
     Args:
         task: The task.
         seeds: One per member.
         envs: Environments per member.
+        supervision: How often environments may fail.
+        on_fault: Told of every environment that failed and was made anew.
     """
 
-    def __init__(self, task: Task, seeds: Sequence[int], *, envs: int) -> None:
+    def __init__(
+        self,
+        task: Task,
+        seeds: Sequence[int],
+        *,
+        envs: int,
+        supervision: Supervision | None = None,
+        on_fault: Callable[[Fault], None] | None = None,
+    ) -> None:
         self.task, self.seeds, self.per_member = task, tuple(seeds), envs
-        self._envs = make_vector_env(task, len(self.seeds) * envs)
+        self.on_fault = on_fault
+        supervision = replace(supervision or Supervision(), repeat=True)
+        self._envs = make_vector_env(task, len(self.seeds) * envs, supervision=supervision)
 
     def run(
         self,
@@ -97,6 +113,9 @@ class Evaluator:
             index: Number of this evaluation in the run; selects the episodes' seeds.
             on_episode: Called with the number of episodes that have just ended.
             on_step: Told of every vector step.
+
+        Raises:
+            EnvError: An environment failed and then failed again, gave NaN, or plays an episode without end.
         """
         members, n = len(self.seeds), self.per_member
         quota = -(-episodes // n)
@@ -109,6 +128,8 @@ class Evaluator:
         lengths: list[list[int]] = [[] for _ in range(total)]
         successes: list[list[bool]] = [[] for _ in range(total)]
         running, steps = np.zeros(total), np.zeros(total, dtype=np.int64)
+        repeated: set[int] = set()
+        self._faults(repeated)
         while min(len(r) for r in returns) < quota:
             action = policy(obs.reshape(members, n, -1)).reshape(total, -1)
             before = obs
@@ -118,6 +139,12 @@ class Evaluator:
                 on_step(before, action, reward, terminated, truncated, final_observations(raw, infos))
             running += reward
             steps += 1
+            if DROPPED in infos:
+                self._faults(repeated)
+                for i in np.flatnonzero(infos[DROPPED]):
+                    running[i], steps[i] = 0.0, 0
+                    if len(returns[i]) < quota:
+                        returns[i], lengths[i], successes[i] = [], [], []
             if not np.isfinite(running).all():
                 raise EnvError(f"{self.task.env_id} returned a reward of NaN or infinity in evaluation")
             if steps.max() > LONGEST_EPISODE:
@@ -126,6 +153,8 @@ class Evaluator:
                     f"time limit (max_episode_steps where it is registered)"
                 )
             ended = terminated | truncated
+            if DROPPED in infos:
+                ended &= ~infos[DROPPED]
             if not ended.any():
                 continue
             success = episode_success(infos, ended)
@@ -145,6 +174,18 @@ class Evaluator:
             np.array(lengths).reshape(members, -1),
             np.array(successes).reshape(members, -1) if complete else None,
         )
+
+    def _faults(self, repeated: set[int]) -> None:
+        """Tell of faults, and bear one an environment; `repeated` are those that have had theirs."""
+        for fault in faults_of(self._envs):
+            if self.on_fault is not None:
+                self.on_fault(fault)
+            if fault.env in repeated:
+                raise EnvError(
+                    f"environment {fault.env} of {self.task.env_id} failed twice in one evaluation: "
+                    f"{fault.failure.cause}; the same episodes fail again, so there is no evaluation without them"
+                )
+            repeated.add(fault.env)
 
     @property
     def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:

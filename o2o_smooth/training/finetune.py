@@ -15,8 +15,9 @@ with overlap they run at the same time, without it in turn, and the numbers are 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -35,9 +36,13 @@ from o2o_smooth.training.audit import Audit
 from o2o_smooth.training.learner import Learner
 from o2o_smooth.training.seeding import Stream, generator
 from o2o_smooth.training.signals import Signals
+from o2o_smooth.training.stopping import Stopped
 
 Overlap = Literal["auto", "on", "off"]
 NORMS_EVERY = 100  # updates between measurements of gradient norms where the curve is in effective weight
+RECENT = 10  # episodes in the mean that is logged
+GROUP = {"cpu": 64}  # updates between two looks at whether somebody wants to stop; other devices: `GROUP_ELSEWHERE`
+GROUP_ELSEWHERE = 1024
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,54 @@ class Observer(Protocol):
         """Show how far the loop is."""
 
 
+class Pauses(Protocol):
+    """Who keeps checkpoints, and knows of requests to stop."""
+
+    def due(self) -> bool:
+        """Whether a checkpoint is wanted now, or somebody wants to stop."""
+
+    def stopping(self) -> bool:
+        """Whether somebody wants to stop."""
+
+    def keep(self, capture: Callable[[], dict[str, Any]]) -> None:
+        """Keep a checkpoint of the loop; raises where it is to stop."""
+
+
+@dataclass
+class Course:
+    """How far the loop is, beside what its parts know themselves."""
+
+    members: int
+    updates: int = 0
+    next_log: int = 0
+    evaluated: int = 0
+    """Evaluation points that are done."""
+    info: Metrics = field(default_factory=dict)
+    cosines: dict[str, Tensor] = field(default_factory=dict)
+    """Of the next line of the log alone: they are not measured once a ramp has ended."""
+
+    def __post_init__(self) -> None:
+        self.returns: list[deque[float]] = [deque(maxlen=RECENT) for _ in range(self.members)]
+
+    def state(self) -> dict[str, Any]:
+        """The course as a tree."""
+        return {
+            "updates": self.updates,
+            "next_log": self.next_log,
+            "evaluated": self.evaluated,
+            "info": dict(self.info),
+            "cosines": dict(self.cosines),
+            "returns": [list(own) for own in self.returns],
+        }
+
+    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Restore what `state` gave."""
+        self.updates, self.next_log, self.evaluated = (int(state[k]) for k in ("updates", "next_log", "evaluated"))
+        self.info = {name: torch.as_tensor(value, device=device) for name, value in state["info"].items()}
+        self.cosines = {name: torch.as_tensor(value, device=device) for name, value in state["cosines"].items()}
+        self.returns = [deque(map(float, own), maxlen=RECENT) for own in state["returns"]]
+
+
 def overlaps(setting: Overlap, vectorizer: str, device: torch.device) -> bool:
     """Whether environments step while the learner works; this decides about time, never about results.
 
@@ -108,8 +161,26 @@ def finetune(
     settings: OnlineSettings,
     observer: Observer,
     audit: Audit | None = None,
+    *,
+    pauses: Pauses | None = None,
+    resumed: Mapping[str, Any] | None = None,
 ) -> None:
-    """Interact and update until the budget is spent; the collector is closed at the end, whatever happens."""
+    """Interact and update until the budget is spent; the collector is closed at the end, whatever happens.
+
+    A checkpoint is kept before a step begins, or, where somebody wants to stop, also while one is under way: then its
+    results are kept, and the loop goes on behind its beginning. Everything that is done there knows by itself whether
+    it has been done at this moment already.
+
+    Args:
+        learner: The learner.
+        collector: What collects; of a resumed loop with its state restored.
+        controller: Told of the course; of a resumed loop with its state restored.
+        settings: What the loop counts by.
+        observer: Told of the course.
+        audit: Looks at the agent; of a resumed loop with its state restored.
+        pauses: Keeps checkpoints; default: nobody.
+        resumed: What `pauses` was given, of the loop that this one goes on with.
+    """
     agent = learner.agent
     streams = settings.streams or [0] * agent.members
     generators = [generator(s, Stream.RANDOM_ACTIONS, k) for s, k in zip(agent.seeds, streams, strict=True)]
@@ -123,62 +194,87 @@ def finetune(
             return fetch(agent.act(to_device(obs, agent.device), deterministic=False, step=collector.env_steps))
 
     points = list(settings.evaluate_at)
-    returns: list[list[float]] = [[] for _ in range(agent.members)]
-    info: Metrics = {}
-    cosines: dict[str, Tensor] = {}  # of the next line of the log alone: they are not measured once a ramp has ended
-    updates = 0
-    next_log = 0
-    controller.start()
+    group = GROUP.get(agent.device.type, GROUP_ELSEWHERE)
+    course = Course(agent.members)
+    measured: Signals | None = None
+
+    def capture() -> dict[str, Any]:
+        return {
+            "course": course.state(),
+            "random": [rng.bit_generator.state for rng in generators],
+            "signals": None if measured is None else measured.state(),
+        }
+
     try:
+        if resumed is None:
+            controller.start()
         measured = Signals(learner, controller) if controller.needs else None
+        if resumed is not None:
+            course.load_state(resumed["course"], agent.device)
+            for rng, state in zip(generators, resumed["random"], strict=True):
+                rng.bit_generator.state = state
+            if measured is not None:
+                tensors = {name: torch.as_tensor(value) for name, value in resumed["signals"].items()}
+                measured.load_state(tensors)
         while True:
             t = collector.env_steps
-            if t < settings.env_steps:
-                collector.start(uniform if t < settings.random_steps else explore)
-            while updates < (until := settings.updates_due(t)):
+            if not collector.busy:
+                if pauses is not None and pauses.due():
+                    pauses.keep(capture)
+                if t < settings.env_steps:
+                    collector.start(uniform if t < settings.random_steps else explore)
+            while course.updates < (until := settings.updates_due(t)):
+                if pauses is not None and pauses.stopping():
+                    pauses.keep(capture)
                 if audit is not None:
-                    audit.look(t, updates, controller.mix())
+                    audit.look(t, course.updates, controller.mix())
                     until = min(until, audit.due)
                 if controller.weight_in == "effective":
-                    if updates % NORMS_EVERY == 0:
-                        cosines = measure_gradients(learner, controller)
-                    until = min(until, updates - updates % NORMS_EVERY + NORMS_EVERY)
+                    if course.updates % NORMS_EVERY == 0:
+                        course.cosines = measure_gradients(learner, controller)
+                    until = min(until, course.updates - course.updates % NORMS_EVERY + NORMS_EVERY)
+                until = min(until, course.updates + group)
                 mixes = []
-                for _ in range(until - updates):
+                for _ in range(until - course.updates):
                     mixes.append(controller.mix())
                     controller.advance(updates=1)
-                info = learner.online_updates(mixes)
-                updates = until
+                course.info = learner.online_updates(mixes)
+                course.updates = until
             if measured is not None:
                 measured.measure()
-            if audit is not None and updates:
-                audit.look(t, updates, controller.mix())
-            if t >= next_log and info:
-                next_log = t + settings.log_every
+            if audit is not None and course.updates:
+                audit.look(t, course.updates, controller.mix())
+            if t >= course.next_log and course.info:
+                course.next_log = t + settings.log_every
                 if any(controller.mix().kind(c) == "mixed" for c in COMPONENTS):
-                    cosines = measure_gradients(learner, controller, mixed_only=True)
+                    course.cosines = measure_gradients(learner, controller, mixed_only=True)
                 signals = controller.log()
-                for m in range(agent.members):
-                    recent = returns[m][-10:]
+                for m, recent in enumerate(course.returns):
                     if recent:
-                        signals[m]["collect/return"] = float(np.mean(recent))
-                observer.log(t, {**info, **cosines}, signals)
-                cosines = {}
-            if points and t >= points[0]:
-                while points and t >= points[0]:
-                    points.pop(0)
+                        signals[m]["collect/return"] = float(np.mean(list(recent)))
+                    if collector.dropped_episodes[m]:
+                        signals[m]["collect/dropped_episodes"] = float(collector.dropped_episodes[m])
+                observer.log(t, {**course.info, **course.cosines}, signals)
+                course.cosines = {}
+            if course.evaluated < len(points) and t >= points[course.evaluated]:
                 collector.wait()  # environments of one process may share state with those of the evaluation
-                observer.evaluate(t)
+                try:
+                    observer.evaluate(t)
+                except Stopped:
+                    if pauses is not None:
+                        pauses.keep(capture)
+                    raise
+                course.evaluated = sum(point <= t for point in points)
             observer.show(t)
             if t >= settings.env_steps:
                 if audit is not None:
-                    audit.finish(t, updates, controller.mix())
+                    audit.finish(t, course.updates, controller.mix())
                 return
             for episode in collector.finish():
                 controller.observe_episodes(
                     episode.member, [episode.episode_return], lane=episode.lane, lengths=[episode.length]
                 )
-                returns[episode.member].append(episode.episode_return)
+                course.returns[episode.member].append(episode.episode_return)
             controller.advance(env_steps=settings.clock(collector.env_steps) - settings.clock(t))
     finally:
         collector.close()

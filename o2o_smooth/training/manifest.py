@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 import torch
 
 import o2o_smooth
+from o2o_smooth.agents.storage import read_json
 from o2o_smooth.data.sources import Dataset
+from o2o_smooth.errors import CheckpointError
 from o2o_smooth.stability.origin import score_block
 from o2o_smooth.training.prepare import Arm, Prepared, needs_dataset
 
@@ -50,6 +53,25 @@ def make_manifest(prepared: Prepared, arm: Arm | None = None) -> dict[str, Any]:
         "versions": versions(),
         "started": now(),
         "finished": None,
+    }
+
+
+def resumed_manifest(out: Path, fresh: dict[str, Any], resumed: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a run that goes on: the one in its folder, with what is said of this; else a fresh one."""
+    try:
+        kept = read_json(out / "manifest.json")
+    except CheckpointError:  # stopped before it was written
+        kept = fresh
+    earlier = kept.get("resumed")
+    entry = {"at": now(), **resumed}
+    if kept.get("versions") != fresh["versions"]:
+        entry["versions"] = fresh["versions"]
+    return {
+        **fresh,
+        **kept,
+        "status": "running",
+        "finished": None,
+        "resumed": [*(earlier if isinstance(earlier, list) else []), entry],
     }
 
 

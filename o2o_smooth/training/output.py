@@ -22,12 +22,13 @@ from o2o_smooth.training.audit_rates import Rates
 from o2o_smooth.training.checkpoint import SwitchRecord, inherited, save_checkpoint
 from o2o_smooth.training.evaluate import Evaluation
 from o2o_smooth.training.hygiene import Hygiene
-from o2o_smooth.training.manifest import describe_dataset, make_manifest, now
+from o2o_smooth.training.manifest import describe_dataset, make_manifest, now, resumed_manifest
 from o2o_smooth.training.online_data import write_online
 from o2o_smooth.training.prepare import Arm, Prepared
 from o2o_smooth.training.progress import ProgressSink
 from o2o_smooth.training.tracking import LocalFiles, Sink, Tracker, open_sinks
 from o2o_smooth.training.tracking.summary import stability_rows
+from o2o_smooth.training.trees import encode
 
 Values = Mapping[str, NDArray[Any]]  # metric -> (M,)
 _SHOW_S = 0.1  # between two pictures of progress where several arms share the display
@@ -60,14 +61,22 @@ class Output:
         self._shown = -np.inf
         self._updates = 0  # at the last evaluation
         self._broken = False  # whether an audit has found NaN or infinity
+        self._best: float | None = None  # of the online evaluations, a mean over the run's seeds
 
     # Beginning and end
 
-    def open_sinks(self) -> None:
-        """Make the manifest and open what else was asked for; a sink that is not installed is an error."""
-        if self.config.overwrite and self.out.is_dir():
-            shutil.rmtree(self.out)
-        self.manifest = make_manifest(self.prepared, self.arm)
+    def open_sinks(self, resumed: Mapping[str, Any] | None = None) -> None:
+        """Make the manifest and open what else was asked for; a sink that is not installed is an error.
+
+        Args:
+            resumed: Of a run that goes on in its folder: what the manifest says of that.
+        """
+        if resumed is None:
+            if self.config.overwrite and self.out.is_dir():
+                shutil.rmtree(self.out)
+            self.manifest = make_manifest(self.prepared, self.arm)
+        else:
+            self.manifest = resumed_manifest(self.out, make_manifest(self.prepared, self.arm), resumed)
         self._sinks = open_sinks(
             self.out,
             name=self.out.name,
@@ -83,9 +92,9 @@ class Output:
             warn=self.progress.note,
         )
 
-    def open(self) -> None:
-        """Begin the run's files."""
-        self._tracker = Tracker(LocalFiles(self.out), self._sinks, warn=self.progress.note)
+    def open(self, positions: Mapping[str, int] | None = None) -> None:
+        """Begin the run's files, or go on in them from `positions`."""
+        self._tracker = Tracker(LocalFiles(self.out, positions), self._sinks, warn=self.progress.note)
         self._tracker.manifest(self.manifest)
 
     def close(self, status: str) -> None:
@@ -105,6 +114,21 @@ class Output:
                 self.tracker.summary(row)
         except O2OError as error:  # the run itself is over and kept
             self.progress.note(f"warning: no summary for W&B and TensorBoard: {error}")
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: where the files end, and what was remembered of the rows in them."""
+        return {
+            "positions": self.tracker.positions(),
+            "updates": self._updates,
+            "broken": self._broken,
+            "best": self._best,
+            "remark": self.remark,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` gave; the files are opened at their positions."""
+        self._updates, self._broken = int(state["updates"]), bool(state["broken"])
+        self._best, self.remark = state["best"], str(state["remark"])
 
     @property
     def tracker(self) -> Tracker:
@@ -183,7 +207,21 @@ class Output:
         """Keep the end of the run."""
         folder, members = self.out / "checkpoints" / "final", self._saved(agent)
         files = None if hygiene is None else hygiene.files(members)
-        save_checkpoint(folder, agent, record, controller.state_dict(), members=members, files=files)
+        save_checkpoint(folder, agent, record, _json(controller), members=members, files=files)
+
+    def best(
+        self, evaluation: Evaluation, record: SwitchRecord, agent: Agent, controller: SmoothingController, hygiene: Any
+    ) -> None:
+        """Keep the agent of the best online evaluation."""
+        own = evaluation.of(self.positions("online"))
+        scores = self.prepared.task.score(own.returns)
+        value = float((own.returns if scores is None else scores).mean())
+        if not self.config.checkpoints.keep_best or (self._best is not None and value <= self._best):
+            return
+        self._best = value
+        folder, members = self.out / "checkpoints" / "best", self._saved(agent)
+        files = None if hygiene is None else hygiene.files(members)
+        save_checkpoint(folder, agent, record, _json(controller), members=members, files=files)
 
     def _saved(self, agent: Agent) -> Sequence[int] | None:
         return None if len(self.arm.members) == agent.members else self.arm.members
@@ -273,6 +311,11 @@ class Output:
         from o2o_smooth.training.pictures import draw_run  # matplotlib is slow to import
 
         draw_run(self.out)
+
+
+def _json(controller: SmoothingController) -> dict[str, Any]:
+    state: dict[str, Any] = encode(controller.state_dict(), {})  # evidence may be infinite
+    return state
 
 
 def own_metrics(values: Values, plan: Plan, *, measured: bool) -> dict[str, NDArray[Any]]:

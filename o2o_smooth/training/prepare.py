@@ -80,7 +80,11 @@ def prepare(config: RunConfig[Any], progress: ProgressSink) -> Prepared:
 
 
 def prepare_population(
-    configs: Sequence[RunConfig[Any]], progress: ProgressSink, names: Sequence[str | None] | None = None
+    configs: Sequence[RunConfig[Any]],
+    progress: ProgressSink,
+    names: Sequence[str | None] | None = None,
+    *,
+    resumed: Sequence[Path] | None = None,
 ) -> Prepared:
     """The same for runs that share one learner.
 
@@ -88,15 +92,17 @@ def prepare_population(
         configs: The runs.
         progress: Where progress goes.
         names: What the display calls them.
+        resumed: Their folders, where they go on in them.
 
     Raises:
         O2OError: With the cause and the cure; also where the runs cannot share a learner.
     """
     require_shared(configs)
     names = names or [None] * len(configs)
-    outs = [Path(c.out) if c.out is not None else default_out(c) for c in configs]
+    outs = list(resumed or [Path(c.out) if c.out is not None else default_out(c) for c in configs])
     for out, each in zip(outs, configs, strict=True):
-        check_out(out, each)
+        if resumed is None:
+            check_out(out, each)
         if [o.resolve() for o in outs].count(out.resolve()) > 1:
             raise ConfigError(f"two runs would write to {out}; give each an --out of its own")
     config = configs[0]
@@ -285,8 +291,13 @@ def check_out(out: Path, config: RunConfig[Any]) -> None:
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; choose another --out")
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(path.name != "resume" for path in out.iterdir()):
         if not config.overwrite:
+            if (out / "resume" / "run.json").is_file():
+                raise ConfigError(
+                    f"{out} holds a run that was stopped; go on with it: o2o-smooth resume {out}; or choose another "
+                    f"--out, or --overwrite to replace it"
+                )
             raise ConfigError(f"{out} is not empty; choose another --out, or --overwrite to replace the run there")
         if not (out / "manifest.json").is_file():
             raise ConfigError(f"{out} is not empty and not a run; --overwrite replaces runs only, choose another --out")

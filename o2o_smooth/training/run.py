@@ -6,8 +6,10 @@ share a population (`population.run_population`); each then writes the folder th
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +18,49 @@ import torch
 from o2o_smooth.agents import CQLConfig
 from o2o_smooth.agents.base import Metrics
 from o2o_smooth.agents.plan import Planner
-from o2o_smooth.agents.storage import take_members
-from o2o_smooth.data.batch import Batch
+from o2o_smooth.agents.storage import (
+    agent_state,
+    read_json,
+    read_tensors,
+    restore_agent,
+    restore_replaced,
+    take_members,
+)
+from o2o_smooth.data.batch import Batch, FloatArray
 from o2o_smooth.data.buffer import ReplayBuffer
 from o2o_smooth.data.collect import Collector
 from o2o_smooth.data.normalize import observation_statistics
+from o2o_smooth.data.replay_files import Replay, read_rows
+from o2o_smooth.data.sources import ONLINE_FOLDER
 from o2o_smooth.draws import make_draws
 from o2o_smooth.envs import Task, make_vector_env
-from o2o_smooth.errors import ParityError
+from o2o_smooth.envs import state as env_state
+from o2o_smooth.envs.supervision import Fault
+from o2o_smooth.errors import CheckpointError, EnvError, ParityError
 from o2o_smooth.smoothing import COMPONENTS, JointController, Mix, SmoothingController
 from o2o_smooth.training.audit import Audit, draws_per_row, offline_audit_rows, rhythm, saved_audit_rows
 from o2o_smooth.training.audit_rates import learning_rates, rate_warnings
 from o2o_smooth.training.checkpoint import SwitchRecord, find_checkpoint
 from o2o_smooth.training.config import RunConfig
+from o2o_smooth.training.env_faults import tell_fault
 from o2o_smooth.training.evaluate import Evaluation, Evaluator
 from o2o_smooth.training.finetune import OnlineSettings, finetune, overlaps
-from o2o_smooth.training.hygiene import TendedLearner
+from o2o_smooth.training.hygiene import Hygiene, TendedLearner
+from o2o_smooth.training.keeping import FOLDER, ROWS, Keeper, Kept
 from o2o_smooth.training.output import Diverged, Output, Values, own_metrics
 from o2o_smooth.training.parity import check_parity
 from o2o_smooth.training.parity_walks import Paths
-from o2o_smooth.training.prepare import Prepared, make_controller, prepare
+from o2o_smooth.training.prepare import Prepared, default_out, make_controller, prepare
 from o2o_smooth.training.progress import ProgressSink, Silent
-from o2o_smooth.training.seeding import Stream, env_seeds, online_seed
+from o2o_smooth.training.request import write_request
+from o2o_smooth.training.seeding import Stream, env_seeds, online_seed, resumed_index
+from o2o_smooth.training.stopping import Interrupted, Stopped, StopRequest, listening
 
 __all__ = ["Diverged", "Run", "default_threads", "run"]
 
 ONLINE_EVALUATIONS = 1_000_000_000  # evaluation index of the switch; offline evaluations count updates from 0
 SHOW_EVERY = 64  # offline updates
+STOP_S = 0.5  # about as long as a stretch of offline updates takes before somebody who wants to stop is heard
 SHARED_FLOPS = 1.5e7  # of a layer; below it two threads gain less than a third, and lose all of it where others compute
 
 
@@ -61,6 +79,12 @@ def run(config: RunConfig[Any], progress: ProgressSink | None = None, *, name: s
         O2OError: Something that the user can put right; before training nothing is written.
     """
     progress = progress or Silent()
+    if config.checkpoints.auto_resume:
+        from o2o_smooth.training.resume import found_run, resume
+
+        out = Path(config.out) if config.out is not None else default_out(config)
+        if found_run(config, out) is not None:
+            return resume(out, progress)
     set_threads(config, len(config.seeds))
     return Run(prepare(config, progress), progress, name).do()[0]
 
@@ -88,9 +112,19 @@ class Run:
         prepared: What to run.
         progress: Where progress goes.
         name: What the display calls arms without a name.
+        resumed: Whether it goes on in its folders.
+        kept: The checkpoint that it goes on from; None: there was none yet.
     """
 
-    def __init__(self, prepared: Prepared, progress: ProgressSink, name: str | None = None) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        progress: ProgressSink,
+        name: str | None = None,
+        *,
+        resumed: bool = False,
+        kept: Kept | None = None,
+    ) -> None:
         self.prepared = prepared
         self.config, self.task, self.agent = prepared.config, prepared.task, prepared.agent
         self.dataset, self.reward_map, self.forked = prepared.dataset, prepared.reward_map, prepared.forked
@@ -103,6 +137,14 @@ class Run:
             regime=self.config.smoothing.regime,
             graphs=self.config.graphs,
         )
+        self.resumed, self.kept = resumed or kept is not None, kept
+        self.request = StopRequest()
+        self.keeper: Keeper | None = None
+        if self.config.checkpoints.save_checkpoints:
+            self.keeper = Keeper(prepared.out / FOLDER, self.config.checkpoints, kept)
+        self._records: Sequence[SwitchRecord] = ()
+        self._hygiene: Hygiene | None = None
+        self._uncaptured: str | None = None  # why environments cannot be captured; None: they can
         self._controllers: list[SmoothingController] = []  # of the outputs
         self._diverged: Output | None = None
         self._evaluator: Evaluator | None = None
@@ -112,14 +154,19 @@ class Run:
     # The whole
 
     def do(self) -> list[Path]:
-        """Pretrain, switch, fine-tune; returns the folders of the runs."""
-        config = self.config
-        for output in self.outputs:
-            output.open_sinks()
-        for output in self.outputs:
-            output.open()
+        """Pretrain, switch, fine-tune; returns the folders of the runs.
+
+        Raises:
+            Interrupted: SIGTERM or Ctrl-C; there is a checkpoint.
+        """
+        with listening(self.request, self.progress.note):
+            return self._do()
+
+    def _do(self) -> list[Path]:
+        config, kept = self.config, None if self.kept is None else self.kept.state
         status = "failed"
         try:
+            self._open(kept)
             if self.dataset is not None:
                 self.learner.offline_rows = ReplayBuffer.from_transitions(
                     self.dataset.transitions,
@@ -132,33 +179,81 @@ class Run:
             if config.online_steps > 0:
                 # Now rather than at the switch: memory that is not there should not cost a pretraining.
                 self.learner.online_rows = self.online_rows = self._online_buffer()
-            records = self.pretrain() if self.forked is None else [self.forked] * len(self.outputs)
-            self._spread()
-            audited = self._audit_rows()
-            for output, record in zip(self.outputs, records, strict=True):
-                output.switch(record, self.agent, audited)
-            first = self.outputs[0].advice
-            if self.forked is None and first is not None and first.comparison is not None:
-                self.progress.note(f"at the switch: {first.sentence()}")
+            if kept is not None and kept["phase"] == "online":
+                self._records = [SwitchRecord(**record) for record in kept["records"]]
+                self._spread()
+                audited = self._audit_rows()
+            else:
+                audited = self._switch(kept)
             if config.online_steps > 0:
-                self.finetune(records, audited)
+                self.finetune(self._records, audited)
             for output in self.outputs:
                 output.picture()
             status = "completed"
-        except KeyboardInterrupt:
+        except Stopped:
             status = "interrupted"
-            raise
+            raise Interrupted(self.request.number or 0, self.prepared.out) from None
+        except KeyboardInterrupt:  # a second Ctrl-C: as it stands
+            status = "interrupted"
+            raise Interrupted(signal.SIGINT, self.prepared.out) from None
         finally:
             for output in self.outputs:
                 output.close(status if self._diverged in (None, output) else "interrupted")
             if self._evaluator is not None:
                 self._evaluator.close()
+            if self.keeper is not None:
+                if status == "completed":
+                    self.keeper.clear([output.out / FOLDER for output in self.outputs])
+                self.keeper.unlock()
         return [output.out for output in self.outputs]
+
+    def _open(self, kept: Mapping[str, Any] | None) -> None:
+        """Begin the folders, or go on in them."""
+        said: dict[str, Any] | None = None
+        if self.resumed:
+            said = {"checkpoint": None}
+            if kept is not None and self.kept is not None:
+                said = {"checkpoint": self.kept.serial, "phase": kept["phase"], **kept["at"]}
+            if self.keeper is not None:
+                self.keeper.lock()
+                self.keeper.forget_after(0 if self.kept is None else self.kept.serial)
+            for output in self.outputs:
+                for folder in (output.out, output.out / "checkpoints", output.out / ONLINE_FOLDER):
+                    restore_replaced(folder)
+        for output in self.outputs:
+            output.open_sinks(said)
+        if self.keeper is not None and not self.resumed:
+            self.keeper.lock()
+            write_request(self.prepared)
+        nothing: Mapping[str, int] | None = {} if self.resumed else None
+        for i, output in enumerate(self.outputs):
+            output.open(nothing if kept is None else kept["outputs"][i]["positions"])
+            if kept is not None:
+                output.load_state(kept["outputs"][i])
+
+    def _switch(self, kept: Mapping[str, Any] | None) -> Batch | None:
+        """Up to the switch, and what is written down there; gives the offline rows that audits look at."""
+        if self.forked is None:
+            self._records = self.pretrain(kept)
+        else:
+            self._records = [self.forked] * len(self.outputs)
+        self._spread()
+        audited = self._audit_rows()
+        for output, record in zip(self.outputs, self._records, strict=True):
+            output.switch(record, self.agent, audited)
+        first = self.outputs[0].advice
+        if self.forked is None and first is not None and first.comparison is not None:
+            self.progress.note(f"at the switch: {first.sentence()}")
+        return audited
 
     # Offline
 
-    def pretrain(self) -> list[SwitchRecord]:
-        """Offline updates; ends with the evaluation at the switch."""
+    def pretrain(self, kept: Mapping[str, Any] | None = None) -> list[SwitchRecord]:
+        """Offline updates; ends with the evaluation at the switch.
+
+        Args:
+            kept: The state of the checkpoint that it goes on from.
+        """
         config, agent = self.config, self.agent
         if self.dataset is not None and agent.config.normalize_observations:
             agent.set_normalizer(*observation_statistics(self.dataset.transitions))
@@ -166,20 +261,41 @@ class Run:
         every = config.evaluation.offline_eval_every
         every = max(1, config.offline_updates // 4) if every is None else every
         rates = learning_rates(agent)
-        update = 0
-        while update < config.offline_updates:
-            stops = [-update % n or n for n in (log_every, every, SHOW_EVERY) if n]
-            count = min(config.offline_updates - update, *stops)
-            info = self.learner.offline_updates(count)
-            update += count
-            if update % log_every == 0 or update == config.offline_updates:
-                self._log("offline", 0, info, [{}] * self.members)
-            if update % SHOW_EVERY == 0 or update == config.offline_updates:
-                for output in self.outputs:
-                    output.show("offline", update, config.offline_updates, "")
-            if every and update % every == 0 and update < config.offline_updates:
-                self._evaluate("offline", 0, index=update)
-        evaluation = self._run_evaluation(ONLINE_EVALUATIONS, config.evaluation.switch_episodes)
+        update, evaluate, stretch = 0, False, SHOW_EVERY
+        if kept is not None:
+            self._restore_agent()
+            update, evaluate = int(kept["offline"]["update"]), bool(kept["offline"]["evaluate"])
+
+        def keep() -> None:
+            self._keep("offline", {"offline": {"update": update, "evaluate": evaluate}})
+
+        try:
+            while True:
+                if evaluate:
+                    self._evaluate("offline", 0, index=update)
+                    evaluate = False
+                self.request.check()
+                if update and (update == config.offline_updates or (self.keeper is not None and self.keeper.due)):
+                    keep()
+                if update >= config.offline_updates:
+                    break
+                stops = [-update % n or n for n in (log_every, every, SHOW_EVERY) if n]
+                count = min(config.offline_updates - update, stretch, *stops)
+                begun = time.perf_counter()
+                info = self.learner.offline_updates(count)
+                if agent.device.type == "cpu":  # elsewhere it would decide what is launched together
+                    stretch = max(1, int(STOP_S * count / max(time.perf_counter() - begun, 1e-6)))
+                update += count
+                if update % log_every == 0 or update == config.offline_updates:
+                    self._log("offline", 0, info, [{}] * self.members)
+                if update % SHOW_EVERY == 0 or update == config.offline_updates:
+                    for output in self.outputs:
+                        output.show("offline", update, config.offline_updates, "")
+                evaluate = bool(every and update % every == 0 and update < config.offline_updates)
+            evaluation = self._run_evaluation(ONLINE_EVALUATIONS, config.evaluation.switch_episodes)
+        except Stopped:
+            keep()
+            raise
         return [output.record(evaluation, agent.updates, rates) for output in self.outputs]
 
     def _spread(self) -> None:
@@ -203,6 +319,7 @@ class Run:
         """Interaction and smoothed updates for the online budget; `audited` are offline rows for audits to look at."""
         config, agent, streams = self.config, self.agent, self.prepared.members.streams
         budget, n = config.online_steps, config.num_envs
+        kept = None if self.kept is None or self.kept.state["phase"] != "online" else self.kept.state["online"]
         members = list(zip(self.seeds, streams, strict=True))
         if any(streams):
             agent.draws = make_draws([online_seed(s, k) for s, k in members], agent.device, agent.dtype)
@@ -210,8 +327,9 @@ class Run:
             make_controller(output.config, self.task, members=len(output.seeds)) for output in self.outputs
         ]
         controller = self._controllers[0] if len(self._controllers) == 1 else JointController(self._controllers)
-        self._compare_rates(records)
-        self.check_parity()
+        if kept is None:
+            self._compare_rates(records)
+            self.check_parity()
         settings = OnlineSettings(
             env_steps=budget,
             utd=config.utd,
@@ -222,33 +340,104 @@ class Run:
             evaluate_at=config.evaluation.online_steps(budget),
             streams=streams,
         )
-        hygiene = self.learner.tend(
+        hygiene = self._hygiene = self.learner.tend(
             config.hygiene, config.anchors, config.averaging, updates=settings.updates_due(-(-budget // n) * n)
         )
         if hygiene is not None and self.learner.grouped and hygiene.alone:
             self.progress.note(f"updates go one by one, without CUDA graphs, while {hygiene.alone} acts on them")
         if config.smoothing.regime == "discard":
             self.learner.offline_rows = None
-        seeds = [s for seed, stream in members for s in env_seeds(seed, Stream.TRAIN_ENV, n, stream)]
-        collector = self._collector(self.task, n, self.online_rows, seeds)
+        audit = self._audit(settings, audited)
+        collector = self._resumed_collector(members, kept)
+        if kept is not None:
+            self._restore_agent()
+            self._restore_online(kept, controller, audit)
         self._clock, self._clock_updates = time.perf_counter(), agent.updates
-        finetune(self.learner, collector, controller, settings, self, self._audit(settings, audited))
+        pauses = _OnlinePauses(self, collector, controller, audit)
+        finetune(self.learner, collector, controller, settings, self, audit, pauses=pauses, resumed=kept)
         for output, record, own in zip(self.outputs, records, self._controllers, strict=True):
             output.final(record, agent, own, hygiene)
             output.online_data(self.online_rows, f"online steps of {agent.name}")
+
+    def _resumed_collector(self, members: Sequence[tuple[int, int]], kept: Mapping[str, Any] | None) -> Collector:
+        """What collects for the run, at its beginning or where a checkpoint was."""
+        n = self.config.num_envs
+        states = None if kept is None else kept["envs"]
+        anew = kept is not None and states is None
+        if kept is not None and self.kept is not None:
+            rows = self.kept.rows
+            read_rows(self.online_rows, self.kept.folder.parent / ROWS, rows["segments"], int(rows["written"]))
+        seeds = [
+            s
+            for seed, stream in members
+            for s in env_seeds(
+                seed,
+                Stream.TRAIN_ENV,
+                n,
+                resumed_index(stream, int(kept["collector"]["env_steps"])) if anew and kept is not None else stream,
+            )
+        ]
+        collector = self._collector(self.task, n, self.online_rows, seeds)
+        try:
+            self._uncaptured = env_state.why_not(collector.envs)
+            if kept is None:
+                if self._uncaptured is not None and self.keeper is not None:
+                    self.progress.note(
+                        f"this run, if stopped, resumes with new episodes: the environments' state cannot be kept "
+                        f"({self._uncaptured})"
+                    )
+            elif states is not None:
+                env_state.restore(collector.envs, states)
+                collector.load_state(kept["collector"])
+            else:
+                cut = collector.begin_anew(kept["collector"])
+                self._note_cut(cut)
+        except BaseException:
+            collector.close()
+            raise
+        return collector
+
+    def _note_cut(self, cut: int) -> None:
+        """Tell of episodes that could not be gone on with."""
+        self.progress.note(
+            f"the environments begin new episodes, the {cut} that were running are cut short: their state could not be "
+            f"kept ({self._uncaptured or 'when the checkpoint was written'})"
+        )
+        for output in self.outputs:
+            output.manifest["resumed"][-1]["episodes_cut"] = cut
+            output.remember(
+                "resumed_with_new_episodes", {"reason": self._uncaptured, "times": self._times_anew(output)}
+            )
+
+    @staticmethod
+    def _times_anew(output: Output) -> int:
+        return sum("episodes_cut" in entry for entry in output.manifest["resumed"])
 
     def _collector(self, task: Task, envs: int, buffer: ReplayBuffer, seeds: Sequence[int]) -> Collector:
         """What collects, with so many environments per member."""
         config = self.config
         return Collector(
-            make_vector_env(task, self.members * envs, vectorizer=config.vectorizer),
+            make_vector_env(
+                task,
+                self.members * envs,
+                vectorizer=config.vectorizer,
+                supervision=config.environments.supervision(),
+            ),
             self.members,
             buffer,
             reward_map=self.reward_map,
             discount=self.agent.config.discount,
             seeds=seeds,
             overlap=overlaps(config.overlap, config.vectorizer, self.agent.device),
+            on_fault=lambda fault: self._env_failed(fault, fault.env // envs),
         )
+
+    def _env_failed(self, fault: Fault, member: int, *, evaluating: bool = False) -> None:
+        """Tell the runs whose member's environment failed."""
+        phase = "online" if self._controllers else "offline"
+        for output in self.outputs:
+            if member in output.positions(phase):
+                tell_fault(output, fault, evaluating=evaluating)
 
     def check_parity(self) -> None:
         """See `parity`; what came out goes into the manifests.
@@ -332,7 +521,9 @@ class Run:
         budget = self.config.online_steps
         for output in self.outputs:
             output.show("online", min(env_steps, budget), budget, "evaluating")
-        self._evaluate("online", env_steps, index=ONLINE_EVALUATIONS + env_steps)
+        evaluation = self._evaluate("online", env_steps, index=ONLINE_EVALUATIONS + env_steps)
+        for output, record, own in zip(self.outputs, self._records, self._controllers, strict=False):
+            output.best(evaluation, record, self.agent, own, self._hygiene)
 
     def show(self, env_steps: int) -> None:
         """See `Observer`."""
@@ -349,14 +540,77 @@ class Run:
             self._evaluator = None
         if self._evaluator is None:
             envs = min(evaluation.eval_envs, evaluation.eval_episodes)
-            self._evaluator = Evaluator(self.task, agent.seeds, envs=envs)
-        with self.learner.acting():
-            return self._evaluator.run(agent.act, episodes=episodes, index=index)
+            self._evaluator = Evaluator(
+                self.task,
+                agent.seeds,
+                envs=envs,
+                supervision=self.config.environments.supervision(),
+                on_fault=lambda fault: self._env_failed(fault, fault.env // envs, evaluating=True),
+            )
 
-    def _evaluate(self, phase: str, env_steps: int, *, index: int) -> None:
+        def act(obs: FloatArray) -> FloatArray:
+            self.request.check()
+            return agent.act(obs)
+
+        with self.learner.acting():
+            return self._evaluator.run(act, episodes=episodes, index=index)
+
+    def _evaluate(self, phase: str, env_steps: int, *, index: int) -> Evaluation:
         evaluation = self._run_evaluation(index, self.config.evaluation.eval_episodes)
         for output in self.outputs:
             output.evaluation(evaluation, phase, env_steps, self.agent.updates)
+        return evaluation
+
+    # Checkpoints
+
+    def due(self) -> bool:
+        """Whether a checkpoint is wanted now, or somebody wants to stop."""
+        return self.request.number is not None or (self.keeper is not None and self.keeper.due)
+
+    def _keep(self, phase: str, state: Mapping[str, Any], collector: Collector | None = None) -> None:
+        """Keep a checkpoint; one of networks that hold NaN would be of no use."""
+        keeper = self.keeper
+        if keeper is None:
+            return
+        description, tensors = agent_state(self.agent, None)
+        broken = next((name for name, x in tensors.items() if not bool(torch.isfinite(x).all())), None)
+        if broken is not None:
+            self.progress.note(f"warning: no checkpoint is kept, '{broken}' is not finite; the last good one stays")
+            return
+        kept = {
+            "phase": phase,
+            "at": {"env_steps": 0 if collector is None else collector.env_steps, "updates": self.agent.updates},
+            "outputs": [output.state() for output in self.outputs],
+            "records": [asdict(record) for record in self._records],
+            "mix": None if self.learner.mix is None else self.learner.mix.to_dict(),
+            **state,
+        }
+        files: dict[str, Any] = {"agent.json": description, "agent.safetensors": tensors}
+        if self._hygiene is not None:
+            files |= self._hygiene.files()
+        keeper.write(kept, files, None if collector is None else Replay.of(collector))
+
+    def _restore_agent(self) -> None:
+        """Put the agent of the checkpoint in place of the one there is, and what tends it."""
+        assert self.kept is not None
+        folder = self.kept.folder
+        tensors = read_tensors(folder / "agent.safetensors")
+        restore_agent(self.agent, read_json(folder / "agent.json"), tensors, folder)
+        if self._hygiene is not None:
+            file = folder / "hygiene.safetensors"
+            tended = read_tensors(file) if file.is_file() else {}
+            self._hygiene.load_state_dict(tended, read_json(folder / "hygiene.json"))
+        mix = self.kept.state["mix"]
+        self.learner.mix = None if mix is None else Mix.from_dict(mix)
+
+    def _restore_online(self, kept: Mapping[str, Any], controller: SmoothingController, audit: Audit | None) -> None:
+        try:
+            controller.load_state_dict(kept["controller"])
+            if audit is not None and kept["audit"] is not None:
+                audit.load_state(kept["audit"])
+        except (KeyError, TypeError, ValueError) as error:
+            assert self.kept is not None
+            raise CheckpointError(f"{self.kept.folder} does not fit the run: {error}") from None
 
     def _log(self, phase: str, env_steps: int, info: Metrics, signals: Sequence[Mapping[str, float]]) -> None:
         now = time.perf_counter()
@@ -390,3 +644,40 @@ class Run:
         plan, _ = planner(mix, updates=agent.updates - 1, one_batch=True, frozen=frozen)
         measured = any(controller.mix().kind(c) == "mixed" for c in COMPONENTS)
         return own_metrics(values, plan, measured=measured)
+
+
+@dataclass
+class _OnlinePauses:
+    """See `finetune.Pauses`."""
+
+    run: Run
+    collector: Collector
+    controller: SmoothingController
+    audit: Audit | None
+
+    def due(self) -> bool:
+        """See `Pauses`."""
+        return self.run.due()
+
+    def stopping(self) -> bool:
+        """See `Pauses`."""
+        return self.run.request.number is not None
+
+    def keep(self, capture: Callable[[], dict[str, Any]]) -> None:
+        """See `Pauses`."""
+        run, collector = self.run, self.collector
+        state = {
+            **capture(),
+            "envs": None,
+            "controller": self.controller.state_dict(),
+            "audit": None if self.audit is None else self.audit.state(),
+            "collector": collector.state(),
+        }
+        if run._uncaptured is None:
+            try:
+                state["envs"] = env_state.capture(collector.envs)
+            except EnvError as error:  # an environment that has changed its mind should not cost the run
+                run._uncaptured = str(error)
+                run.progress.note(f"warning: this run, if stopped, resumes with new episodes: {error}")
+        run._keep("online", {"online": state}, collector)
+        run.request.check()

@@ -28,6 +28,11 @@ def env_seeds(seed: int, stream: Stream, count: int, index: int = 0) -> list[int
     return [int(x) >> 1 for x in sequence.generate_state(count, np.uint32)]
 
 
+def resumed_index(stream: int, env_steps: int) -> int:
+    """The `index` of `env_seeds` for environments that begin anew after so many steps; no other use has it."""
+    return mix64(stream, env_steps) | (1 << 63)
+
+
 def generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:
     """A numpy generator of one run; `index` tells several of one stream apart."""
     key = (int(stream), index) if index else (int(stream),)

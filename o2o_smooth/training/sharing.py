@@ -13,7 +13,7 @@ from o2o_smooth.errors import ConfigError
 from o2o_smooth.training.config import REGIME_SHARE, RunConfig, SmoothingConfig
 
 # What a run keeps to itself; everything else is shared, or differs as a setting of the agent or a curve.
-_OWN = ("hyper", "smoothing", "adaptive", "seeds", "online_stream", "out", "overwrite", "save_online")
+_OWN = ("hyper", "smoothing", "adaptive", "checkpoints", "seeds", "online_stream", "out", "overwrite", "save_online")
 _SHARED_GROUPS = ("evaluation", "switch", "hygiene", "anchors", "averaging")
 _SINKS = ("wandb", "wandb_project", "tensorboard")
 _CURVES = (

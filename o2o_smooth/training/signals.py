@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from o2o_smooth.agents.probes import kl_from, policy_snapshot, td_error
+from o2o_smooth.agents.probes import kl_from, policy_snapshot, snapshot_from, snapshot_tensors, td_error
 from o2o_smooth.data.batch import Batch
 from o2o_smooth.errors import ConfigError, O2OError
 from o2o_smooth.smoothing import SIGNALS, SmoothingController
@@ -89,3 +90,14 @@ class Signals:
     @staticmethod
     def _host(value: Tensor) -> NDArray[np.float64]:
         return np.asarray(value.detach().double().cpu().numpy())
+
+    # Keeping
+
+    def state(self) -> dict[str, Tensor]:
+        """The policy at the switch, where the rule looks at it."""
+        return {} if self._switch is None else snapshot_tensors(self._switch)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` gave."""
+        if self._switch is not None:
+            self._switch = snapshot_from(self.learner.agent, state)

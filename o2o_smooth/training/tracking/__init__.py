@@ -62,6 +62,10 @@ class Tracker:
         """Replace `manifest.json`, whole or not at all."""
         self._local.write_manifest(manifest)
 
+    def positions(self) -> dict[str, int]:
+        """Where the local files end, for a checkpoint."""
+        return self._local.positions()
+
     def close(self, status: str) -> None:
         """Close the sinks and the files; a second call does nothing."""
         for sink in list(self._sinks):

@@ -25,16 +25,19 @@ class LocalFiles:
 
     Args:
         run_dir: The run's folder; made where it does not exist.
+        positions: From `positions`, of a run that goes on from a checkpoint: what was written after it is taken away.
 
     Raises:
         O2OError: The folder or a file cannot be written.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, positions: Mapping[str, int] | None = None) -> None:
         self.run_dir = Path(run_dir)
         self._files: dict[str, FileIO] = {}
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
+            if positions is not None:
+                self._take_back(positions)
             for kind in FILES:
                 if kind not in OPENED_LATER:
                     self._open(kind)
@@ -45,6 +48,25 @@ class LocalFiles:
     def _open(self, kind: str) -> FileIO:
         file = self._files[kind] = _open_for_append(self.run_dir / FILES[kind])
         return file
+
+    def _take_back(self, positions: Mapping[str, int]) -> None:
+        for kind, name in FILES.items():
+            path, end = self.run_dir / name, int(positions.get(kind, 0))
+            if end == 0 and kind in OPENED_LATER:
+                path.unlink(missing_ok=True)
+            elif path.exists() or end:
+                with path.open("rb+") as file:
+                    file.truncate(end)
+
+    def positions(self) -> dict[str, int]:
+        """Bytes in each file so far; they are on the disk when this returns."""
+        found = {}
+        for kind, name in FILES.items():
+            if file := self._files.get(kind):
+                os.fsync(file.fileno())
+            path = self.run_dir / name
+            found[kind] = path.stat().st_size if path.exists() else 0
+        return found
 
     def log(self, kind: str, row: Mapping[str, Any]) -> None:
         """Append one row to the file of its kind, "evaluation", "metrics" or "audit"; NaN and infinity become null.
