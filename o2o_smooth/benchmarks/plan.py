@@ -35,7 +35,7 @@ from o2o_smooth.training.sharing import groups, make_members
 _SHARE = 0.7  # of the machine's memory may be planned for
 _GAIN = 0.97  # a split must bring the end at least so much nearer
 _DATA_S = 20.0
-_START_S = 1.5  # a worker begins
+_START_S = 4.0  # a worker begins, reads its data and draws its pictures
 
 
 @dataclass(frozen=True)

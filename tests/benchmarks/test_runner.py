@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from o2o_smooth.benchmarks import runner as runner_module
+from o2o_smooth.benchmarks.job_lock import Lock
 from o2o_smooth.benchmarks.launchers.base import Ended, Job, Outcome
 from o2o_smooth.benchmarks.runner import Ending, Runner, Standing, forget_failures
 from o2o_smooth.benchmarks.study import PlannedJob, PlannedRun, Study, StudyError, write_json
@@ -159,7 +160,7 @@ def test_ctrl_c_stops_and_the_next_go_does_the_rest(tmp_path: Path) -> None:
 
 def test_two_runners_do_not_share_a_study(tmp_path: Path) -> None:
     study = _study(tmp_path)
-    with runner_module.Lock(tmp_path / "lock") as lock:
+    with Lock(tmp_path / "lock") as lock:
         assert lock.acquire()
         with pytest.raises(StudyError, match="is at work on"):
             _run(study, {})
