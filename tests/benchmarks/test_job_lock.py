@@ -73,7 +73,7 @@ def test_a_number_used_again_is_not_the_owner(tmp_path: Path) -> None:
 def test_elsewhere_only_silence_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "lock"
     clock = [100.0]
-    monkeypatch.setattr(job_lock.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("o2o_smooth.benchmarks.job_lock.time.monotonic", lambda: clock[0])
     lock = Lock(path)
     for beat in range(3):  # alive: the number moves
         _other(path, beat=beat)
