@@ -1,4 +1,4 @@
-"""The command `o2o-smooth`: run, resume, fork, demo, compare, report, probe, advise, data, tasks, speed and others."""
+"""The command `o2o-smooth`: run, resume, fork, bench, demo, compare, report, probe, advise, data, tasks and others."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ commands:
   run      pretrain offline, switch, fine-tune online with a smoothed objective
   resume   go on with a run that was stopped or killed, as if it had not been
   fork     continue one pretraining into several ways to switch, side by side, with the controls of a comparison
+  bench    whole studies: tasks x agents x arms x seeds, from a suite's file to tables and plots
   demo     the main job on a small task: four ways to switch, a table and a picture (minutes on two cores)
   compare  one table and one picture of finished runs
   report   what happened at the switch: a page, pictures and numbers, also of any other library's curves
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run": _run,
         "resume": _resume,
         "fork": _fork,
+        "bench": _bench,
         "demo": _demo,
         "compare": _compare,
         "report": _report,
@@ -293,6 +295,12 @@ def _fork(arguments: list[str]) -> int:
     from o2o_smooth.cli_fork import fork
 
     return fork(arguments, parse_run)
+
+
+def _bench(arguments: list[str]) -> int:
+    from o2o_smooth.cli_bench import bench
+
+    return bench(arguments)
 
 
 def _probe(arguments: list[str]) -> int:

@@ -111,6 +111,12 @@ def place(
     return _with_reason(best, text)
 
 
+def predicted_s(configs: Sequence[RunConfig[Any]], *, cpus: int = 1, speed: Speed | None = None) -> float:
+    """Seconds of runs as one job on so many cores, by the table; learners that they cannot share come in turn."""
+    speed = speed or SPEEDS[getattr(configs[0], "precision", "fp32")]
+    return sum(_job_s([configs[i] for i in group.indices], cpus, speed) for group in groups(configs))
+
+
 def _processes(
     configs: Sequence[RunConfig[Any]], found: Sequence[Sequence[int]], size: int, cpus: int, speed: Speed
 ) -> Placement:
