@@ -14,18 +14,21 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "o2o_smooth"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
+FILES = {"errors", "files", "reading", "redaction"}  # the ground that every room with files stands on
+
 # room -> rooms of ours that it may import
 MAY_KNOW = {
     "smoothing": {"smoothing"},
-    "stability": {"stability", "errors", "files"},
-    "envs": {"envs", "errors"},
-    "data": {"data", "envs", "errors", "files"},
+    "stability": {"stability", *FILES},
+    "envs": {"envs", *FILES},
+    "data": {"data", "envs", *FILES},
     "kernels": {"kernels"},
-    "agents": {"agents", "smoothing", "kernels", "data.batch", "data.transfer", "draws", "errors"},
-    "training": {"training", "agents", "data", "envs", "smoothing", "stability", "kernels", "errors", "draws", "files"},
+    "agents": {"agents", "smoothing", "kernels", "data.batch", "data.transfer", "draws", *FILES},
+    "training": {"training", "agents", "data", "envs", "smoothing", "stability", "kernels", "draws", *FILES},
     "benchmarks": {
-        *("benchmarks", "training", "agents", "data", "envs", "smoothing", "stability", "kernels"),
-        *("errors", "files", "draws"),
+        *("benchmarks", "training", "agents", "data", "envs", "smoothing", "stability", "kernels", "draws"),
+        *("cli", "cli_options", "cli_data"),  # what a job or a killed process runs is a command
+        *FILES,
     },
 }
 
@@ -91,6 +94,8 @@ def test_no_global_random_numbers() -> None:
             if not isinstance(node, ast.Call):
                 continue
             call = ast.unparse(node.func)
+            if (file.name, call) == ("snapshot.py", "np.random.RandomState"):
+                continue  # an environment's own generator of the old kind, made to be given a state
             if call.startswith("np.random."):
                 assert re.split(r"\W", call.removeprefix("np.random."))[0] in allowed, f"{file.name}: {call}"
             assert call not in ("torch.manual_seed", "torch.randn", "torch.rand", "torch.randint", "random.random")
