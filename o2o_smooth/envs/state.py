@@ -72,6 +72,12 @@ def restore(envs: Vector, states: Sequence[EnvState]) -> None:
     for i, given in enumerate(states):
         if not isinstance(given, dict) or given.get("format") != FORMAT or not isinstance(given.get("env"), dict):
             raise EnvError(f"the state of environment {i} is broken, or of another version of this package")
+        counts = given.get("restarts")
+        kinds = (int, type(None))
+        if counts is not None and not (
+            isinstance(counts, dict) and type(counts.get("restarts")) is int and type(counts.get("seed", "")) in kinds
+        ):
+            raise EnvError(f"the state of environment {i} is broken: restarts is {counts!r}")
     nodes = [state["env"] for state in states]
     if isinstance(envs, CorridorVectorEnv):
         _restore_corridor(envs, nodes)

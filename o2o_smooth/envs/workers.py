@@ -1,7 +1,7 @@
 """Environments in processes of their own, watched: one that raises, hangs or is killed is made anew.
 
 Actions, observations, rewards and ends of episodes travel through shared memory, all else through a pipe. A process
-has a session of its own, so that Ctrl-C does not reach it and whatever it starts ends with it; it ends itself when its
+leads a process group, so that Ctrl-C does not reach it and whatever it starts ends with it; it ends itself when its
 parent is gone, however that came.
 """
 
@@ -108,6 +108,7 @@ class WorkerVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]
         self._shared = self._share()
         self._arrays = self._shared.arrays()
         self._pipes: list[Connection] = []
+        self._polls: list[Any] = []  # of the pipes; None where the system has none
         self.processes: list[Any] = []
         self._waiting: set[int] = set()
         self._answers: dict[int, Any] = {}
@@ -115,6 +116,7 @@ class WorkerVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]
         for i in range(num_envs):
             pipe, process = self._launch(i)
             self._pipes.append(pipe)
+            self._polls.append(_poll_of(pipe))
             self.processes.append(process)
         self._begin(range(num_envs))
         try:
@@ -279,6 +281,7 @@ class WorkerVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]
             self.supervisor.failed(i, failure)
             self._pipes[i].close()
             self._pipes[i], self.processes[i] = self._launch(i)
+            self._polls[i] = _poll_of(self._pipes[i])
             self._begin([i])
             answer = self._finish(STARTING_S)[i]
             if not isinstance(answer, Failure):
@@ -332,31 +335,24 @@ class WorkerVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]
     def _finish(self, limit_s: float) -> dict[int, Any]:
         """The answers of all that are waited for; in place of one that does not come there is a `Failure`."""
         patience = limit_s
-        while self._waiting:
-            begun = time.monotonic()
-            ready = self._ready(min(_SLICE_S, patience))
-            for i in ready:
-                self._waiting.discard(i)
-                self._answers[i] = self._receive(i)
-            if not ready:  # one second of it at most counts: the program may have been stopped in between
-                patience -= min(time.monotonic() - begun, _SLICE_S)
-            if patience <= 0:
-                for i in self._waiting:
+        for i in sorted(self._waiting):  # in turn: to be woken for each of them would only disturb those at work
+            while not self._ready(i, min(_SLICE_S, patience)):
+                patience -= _SLICE_S  # counted so, the program may itself have been stopped for hours in between
+                if patience <= 0:
                     self._answers[i] = Failure(f"no answer for {limit_s:g} s")
-                self._waiting = set()
+                    break
+            else:
+                self._answers[i] = self._receive(i)
+            self._waiting.discard(i)
         answers, self._answers, self._busy = self._answers, {}, ""
         return answers
 
-    def _ready(self, seconds: float) -> list[int]:
-        """Which of those that are waited for have something to say, or are gone."""
-        if not hasattr(select, "poll"):
-            found = wait([self._pipes[i] for i in self._waiting], seconds)
-            return [i for i in self._waiting if self._pipes[i] in found]
-        poll = select.poll()
-        lanes = {self._pipes[i].fileno(): i for i in self._waiting}
-        for number in lanes:
-            poll.register(number, select.POLLIN)
-        return [lanes[number] for number, _ in poll.poll(max(1, round(1000 * seconds)))]
+    def _ready(self, i: int, seconds: float) -> bool:
+        """Whether an environment has something to say, or is gone; waits for so many seconds."""
+        poll = self._polls[i]
+        if poll is None:
+            return bool(wait([self._pipes[i]], seconds))
+        return bool(poll.poll(max(0, round(1000 * seconds))))
 
     def _receive(self, i: int) -> Any:
         try:
@@ -365,12 +361,21 @@ class WorkerVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]
             return self._gone(i)
 
 
+def _poll_of(pipe: Connection) -> Any:
+    """What waits for a pipe at little cost, where the system has it."""
+    if not hasattr(select, "poll"):
+        return None
+    poll = select.poll()
+    poll.register(pipe.fileno(), select.POLLIN)
+    return poll
+
+
 def _work(index: int, maker: CloudpickleWrapper, pipe: Connection, shared: _Shared) -> None:
     """A process: makes its environment and does what it is told, until it is told to end or nobody is there."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "setsid"):
+    if hasattr(os, "setpgid"):
         with contextlib.suppress(OSError):
-            os.setsid()
+            os.setpgid(0, 0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     env: Any = None
     try:

@@ -15,7 +15,7 @@ from o2o_smooth.data.collect import Collector, Episode
 from o2o_smooth.data.normalize import RewardMap
 from o2o_smooth.data.store import UNKNOWN_RETURN
 from o2o_smooth.envs import make_vector_env
-from o2o_smooth.envs.supervision import Fault, Supervision
+from o2o_smooth.envs.supervision import Fault
 from o2o_smooth.errors import EnvError
 from tests.envs.misbehaving import LENGTH, misbehaving
 
@@ -41,7 +41,7 @@ class Made:
         task = misbehaving(**{"how": "raise", "at": at, "marks": str(folder), "times": 1, "tag": 22, **kwargs})
         self.buffer = ReplayBuffer(2, capacity, 2, 1)
         self.faults: list[Fault] = []
-        envs = make_vector_env(task, 4, vectorizer=way[0], supervision=Supervision(timeout_s=0.5))
+        envs = make_vector_env(task, 4, vectorizer=way[0])
         self.collector = Collector(
             envs,
             2,

@@ -18,14 +18,14 @@ MISBEHAVING_ID = "o2o-smooth-tests/Misbehaving-v0"
 LENGTH = 8
 """Steps of an episode, which is then truncated."""
 SLOW = 0.9
-"""An action above this sleeps for ever, one below its negative raises; for tests that choose the moment."""
+"""An action above this sleeps for ever, where it is obeyed; for tests that choose the moment."""
 
 
 class MisbehavingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
     """Observation (a number drawn for the episode, step in it); reward: the step's number.
 
     Args:
-        how: raise, sleep, kill, exit, or nothing.
+        how: raise, sleep, kill, exit, or nothing; obey: see `SLOW`.
         at: In which step of an episode, 1, 2, ...; 0: in the reset.
         marks: A folder. With `times`, it fails only so often, all environments of all processes together.
         times: See `marks`; None: always.
@@ -62,8 +62,8 @@ class MisbehavingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
     def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         self._step += 1
         self._lived += 1
-        if abs(float(action[0])) > SLOW:
-            fail("sleep" if action[0] > 0 else "raise")
+        if self.how == "obey" and action[0] > SLOW:
+            fail("sleep")
         if (self._lived if self.whole_life else self._step) == self.at:
             self._fail()
         return self._obs(), float(self._step), False, self._step >= LENGTH, {}
@@ -72,7 +72,7 @@ class MisbehavingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
         return np.array([self._drawn, self._step], dtype=np.float32)
 
     def _fail(self) -> None:
-        if self.how == "nothing" or (self.tag is not None and self._seed != self.tag):
+        if self.how in ("nothing", "obey") or (self.tag is not None and self._seed != self.tag):
             return
         if self.times is not None:
             if len(list(Path(self.marks).iterdir())) >= self.times:

@@ -431,6 +431,8 @@ def test_a_state_of_something_else_is_refused() -> None:
         restore(pendulum, capture(hopper))
     with pytest.raises(EnvError, match="2 states for 1 environments"):
         restore(hopper, capture(hopper) * 2)
+    with pytest.raises(EnvError, match="environment 0 is broken: restarts"):
+        restore(hopper, [{**capture(hopper)[0], "restarts": {"seed": "x"}}])
     for other in ({}, {"format": 99, "env": {}}, None, {"format": 1, "env": []}):
         with pytest.raises(EnvError, match="environment 0 is broken"):
             restore(hopper, [other])  # type: ignore[list-item]
