@@ -6,6 +6,9 @@ VENV ?= .venv
 # A pinned torch, installed first: a bare range would pull whatever CUDA build is newest.
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
+# Tests side by side, one thread each: two OpenMP teams on the same cores wait for each other.
+JOBS ?= auto
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-quick check format clean
 
@@ -27,10 +30,10 @@ demo: $(BIN)/.installed
 	$(BIN)/o2o-smooth demo
 
 test: $(BIN)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-quick: $(BIN)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: $(BIN)/.dev
 	$(BIN)/ruff format --check .
