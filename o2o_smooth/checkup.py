@@ -66,7 +66,7 @@ VARIABLES: dict[str, str] = {
     MEMORY_VARIABLE: "GiB of memory for a dataset, beyond which it is mapped from disk (default: half of the free)",
     "O2O_SMOOTH_SCRATCH": "folder of mapped datasets (default: the temporary folder)",
     "O2O_SMOOTH_KERNELS": "0 leaves the native kernels out",
-    "O2O_SMOOTH_CACHE": "folder of built kernels (default: in the user's cache)",
+    "O2O_SMOOTH_CACHE": "folder of built kernels and of bench's pretrainings (default: in the user's cache)",
     "MINARI_DATASETS_PATH": "Minari's folder (default: ~/.minari/datasets)",
     "MINARI_REMOTE": "where Minari's sets are downloaded from",
     "D4RL_DATASET_DIR": "D4RL's folder (default: ~/.d4rl/datasets)",

@@ -226,7 +226,8 @@ def _pretrain(job: PlannedJob, folder: Path, report: Report) -> dict[str, Any]:
     hashes = {seed: pretrained.address(specified, data, seed) for seed in config.seeds}
     cache = pretrained.cache_folder()
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # kernels that others could replace are not loaded
+        cache.mkdir(exist_ok=True)
     except OSError as error:
         raise CheckpointError(
             f"the cache of pretrainings, {cache}, cannot be written ({error.strerror}); name another folder with "

@@ -56,6 +56,8 @@ def staged(dataset_id: str, *, replace: bool = False) -> Iterator[Path]:
             yield staging
         _publish(staging, root, dataset_id, replace)
     except OSError as error:
+        if error.errno is None or isinstance(error, ConnectionError | TimeoutError):
+            raise  # of the network
         raise DataError(
             f"cannot write dataset {dataset_id}: {why(error, root / dataset_id)}; MINARI_DATASETS_PATH names another "
             f"folder"

@@ -100,7 +100,7 @@ def test_failed_save_keeps_the_old_agent(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("o2o_smooth.agents.storage.save_file", full)
     agent.update(three_rows())
-    with pytest.raises(CheckpointError, match="No space left"):
+    with pytest.raises(CheckpointError, match="the disk is full; free some space"):
         agent.save(tmp_path / "agent")
     assert [p.name for p in tmp_path.iterdir()] == ["agent"]
     assert IQL.load(tmp_path / "agent").updates == 0

@@ -80,7 +80,9 @@ def test_whatever_did_not_finish_is_named(tmp_path: Path) -> None:
     assert found["short", 9] == ("broken", "it has no evaluations after the switch")
     assert found["nan", 2] == ("broken", "the evaluation at step 250 is NaN")
     assert found["nan", 1][0] == "completed"
-    assert found["no-manifest", 0] == ("broken", "its manifest.json holds no settings")
+    reason = found["no-manifest", 0][1]
+    assert "manifest.json cannot be read (it does not hold a JSON object)" in reason
+    assert found["no-manifest", 0] == ("broken", reason)
     (group,) = read_groups(read_study(root))
     assert {arm.name: arm.seeds for arm in group.arms} == {
         "jump": (0, 1, 2, 3),

@@ -200,7 +200,7 @@ def test_metadata_that_are_none_are_refused(content: bytes) -> None:
 def test_metadata_larger_than_any_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     create()
     monkeypatch.setattr(minari_sets, "_LARGEST_JSON", 100)
-    refused("larger than any metadata")
+    refused("more than the 100 that such a file can have")
 
 
 def test_what_gymnasium_thinks_of_the_spaces_is_not_said_to_the_user() -> None:

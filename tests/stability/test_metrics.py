@@ -242,8 +242,7 @@ def test_stability_knows_neither_torch_nor_the_rest_of_the_house() -> None:
             elif isinstance(node, ast.ImportFrom):
                 seen.add(node.module or "")
     ours = {name for name in seen if name.startswith("o2o_smooth")}
-    assert all(
-        name in ("o2o_smooth.errors", "o2o_smooth.files") or name.startswith("o2o_smooth.stability") for name in ours
-    )
+    ground = ("o2o_smooth.errors", "o2o_smooth.files", "o2o_smooth.reading")
+    assert all(name in ground or name.startswith("o2o_smooth.stability") for name in ours)
     assert not any(name.split(".")[0] == "torch" for name in seen)
     assert "numpy" in seen

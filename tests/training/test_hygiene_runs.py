@@ -27,7 +27,8 @@ from o2o_smooth.training.config import (
     default_config,
 )
 from o2o_smooth.training.graphed import GraphedLearner
-from o2o_smooth.training.hygiene import TendedLearner, acting_agent
+from o2o_smooth.training.guard import GuardedLearner
+from o2o_smooth.training.hygiene import acting_agent
 from o2o_smooth.training.population import run_population
 from o2o_smooth.training.prepare import prepare
 from o2o_smooth.training.progress import Silent
@@ -68,7 +69,7 @@ def test_a_run_without_any_of_it_is_bit_for_bit_one_that_does_not_know_of_it(
         def tend(self, *groups: Any, updates: int) -> None:
             return None
 
-    monkeypatch.setattr(run_module, "TendedLearner", Unaware)
+    monkeypatch.setattr(run_module, "GuardedLearner", Unaware)
     second = run(small(data, tmp_path / "b", agent))
     assert files(first) == files(second)
     assert {p.name for p in (first / "checkpoints" / "final").iterdir()} == {
@@ -248,7 +249,7 @@ def test_a_gpu_is_told_why_its_graphs_rest(data: Path, tmp_path: Path, monkeypat
         def note(self, text: str) -> None:
             notes.append(text)
 
-    class Grouped(TendedLearner):
+    class Grouped(GuardedLearner):
         def tend(self, *groups: Any, updates: int) -> Any:
             made = super().tend(*groups, updates=updates)
             self.grouped = True  # for the note alone
@@ -258,6 +259,6 @@ def test_a_gpu_is_told_why_its_graphs_rest(data: Path, tmp_path: Path, monkeypat
             self.grouped = False
             return super().online_updates(mixes)
 
-    monkeypatch.setattr(run_module, "TendedLearner", Grouped)
+    monkeypatch.setattr(run_module, "GuardedLearner", Grouped)
     run(small(data, tmp_path / "a", online_steps=80, anchors=AnchorConfig(anchor_l2=1.0)), Listener())
     assert "updates go one by one, without CUDA graphs, while anchors acts on them" in notes
