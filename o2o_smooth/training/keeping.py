@@ -229,7 +229,12 @@ def read_newest(
         try:
             kept = read_checkpoint(folder / f"{serial:06d}")
             if fits is not None:
-                fits(kept.state)
+                try:
+                    fits(kept.state)
+                except (LookupError, TypeError, ValueError, AttributeError) as error:
+                    if isinstance(error, CheckpointError):
+                        raise
+                    raise CheckpointError(f"{kept.folder} does not describe a run: {error!r}") from None
         except CheckpointError as error:
             broken = broken or str(error)
             rest = "the one before it is used" if serial != found[0] else "there is none before it"

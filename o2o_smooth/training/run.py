@@ -75,7 +75,7 @@ def run(config: RunConfig[Any], progress: ProgressSink | None = None, *, name: s
 
         out = Path(config.out) if config.out is not None else default_out(config)
         if found_run(config, out) is not None:
-            return resume(out, progress)
+            return resume(out, progress, task=config.task)
     set_threads(config, len(config.seeds))
     home = Path(config.out) if config.out is not None else default_out(config)
     return going_on(lambda: Run(prepare(config, progress), progress, name).do(), home, config, progress)[0]
