@@ -22,7 +22,7 @@ from o2o_smooth.data.replay_files import Replay, read_rows
 from o2o_smooth.data.sources import ONLINE_FOLDER
 from o2o_smooth.envs import Task
 from o2o_smooth.envs import state as env_state
-from o2o_smooth.envs.supervision import Fault
+from o2o_smooth.envs.supervision import Fault, Gone
 from o2o_smooth.errors import CheckpointError, EnvError
 from o2o_smooth.smoothing import Mix, SmoothingController
 from o2o_smooth.training.audit import Audit
@@ -185,15 +185,19 @@ class Continued:
         """Whether a checkpoint is wanted now, or somebody wants to stop."""
         return self.request.number is not None or (self.keeper is not None and self.keeper.due)
 
-    def _keep(self, phase: str, state: Mapping[str, Any], collector: Collector | None = None) -> None:
-        """Keep a checkpoint; one of networks that hold NaN would be of no use."""
+    def _keep(
+        self, phase: str, state: Mapping[str, Any], collector: Collector | None = None, begun: float | None = None
+    ) -> None:
+        """Keep a checkpoint; one of networks that hold NaN would be of no use. `begun`: when its making began."""
         keeper = self.keeper
         if keeper is None:
             return
+        begun = time.monotonic() if begun is None else begun
         description, tensors = agent_state(self.agent, None)
         broken = next((name for name, x in tensors.items() if not bool(torch.isfinite(x).all())), None)
         if broken is not None:
             self.progress.note(f"warning: no checkpoint is kept, '{broken}' is not finite; the last good one stays")
+            keeper.put_off()
             return
         kept = {
             "phase": phase,
@@ -206,7 +210,7 @@ class Continued:
         files: dict[str, Any] = {"agent.json": description, "agent.safetensors": tensors}
         if self._hygiene is not None:
             files |= self._hygiene.files()
-        keeper.write(kept, files, None if collector is None else Replay.of(collector))
+        keeper.write(kept, files, None if collector is None else Replay.of(collector), begun=begun)
 
     def _restore_agent(self) -> None:
         """Put the agent of the checkpoint in place of the one there is, and what tends it."""
@@ -251,6 +255,7 @@ class OnlinePauses:
     def keep(self, capture: Callable[[], dict[str, Any]]) -> None:
         """See `Pauses`."""
         run, collector = self.run, self.collector
+        begun = time.monotonic()
         state = {
             **capture(),
             "envs": None,
@@ -261,8 +266,13 @@ class OnlinePauses:
         if run._uncaptured is None:
             try:
                 state["envs"] = env_state.capture(collector.envs)
+            except Gone as error:
+                if not self.stopping():  # the next step makes it anew
+                    run.progress.note(f"a checkpoint is put off: {error}")
+                    return
+                run.progress.note(f"warning: this run resumes with new episodes: {error}")
             except EnvError as error:  # an environment that has changed its mind should not cost the run
                 run._uncaptured = str(error)
                 run.progress.note(f"warning: this run, if stopped, resumes with new episodes: {error}")
-        run._keep("online", {"online": state}, collector)
+        run._keep("online", {"online": state}, collector, begun)
         run.request.check()

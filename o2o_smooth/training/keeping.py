@@ -79,6 +79,10 @@ class Keeper:
         every = self.config.checkpoint_every
         return time.monotonic() - self._last >= (max(every, SHARE * self._cost) if every >= 1 else every)
 
+    def put_off(self) -> None:
+        """There is to be none now, but in a while."""
+        self._last = time.monotonic()
+
     # Writing
 
     def write(
@@ -86,6 +90,8 @@ class Keeper:
         state: Mapping[str, Any],
         files: Mapping[str, Any],
         replay: Replay | None = None,
+        *,
+        begun: float | None = None,
     ) -> Path:
         """Write a checkpoint, and let go of those that are too many.
 
@@ -93,11 +99,12 @@ class Keeper:
             state: A tree; see `trees`.
             files: Further files, as `write_directory` takes them.
             replay: The replay buffer, once there is something in it.
+            begun: When its making began, as `time.monotonic` says it; default: now. What that takes counts as well.
 
         Raises:
             O2OError: It cannot be written; those before it are still there.
         """
-        begun = time.monotonic()
+        begun = time.monotonic() if begun is None else begun
         serial = self._serial + 1
         name = f"{serial:06d}"
         rows = NO_ROWS

@@ -346,3 +346,18 @@ def test_settings_come_back_exactly(tmp_path: Path) -> None:
         assert differing(config, again.to_dict()) == []
     with pytest.raises(CheckpointError, match="does not know: surprise"):
         rebuild({**config.to_dict(), "surprise": 1})
+
+
+def test_what_making_a_checkpoint_takes_counts_whoever_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = [100.0]
+    monkeypatch.setattr("o2o_smooth.training.keeping.time.monotonic", lambda: moment[0])
+    keeper = Keeper(tmp_path / "resume", CheckpointConfig(checkpoint_every=10.0))
+    moment[0] = 111.0
+    assert keeper.due
+    keeper.write({}, {}, begun=108.0)  # three seconds went into the state
+    moment[0] = 111.0 + 149.0
+    assert not keeper.due
+    moment[0] += 2.0
+    assert keeper.due
+    keeper.put_off()
+    assert not keeper.due
