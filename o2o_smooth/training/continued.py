@@ -38,6 +38,7 @@ from o2o_smooth.training.progress import ProgressSink
 from o2o_smooth.training.request import write_request
 from o2o_smooth.training.seeding import Stream, env_seeds, resumed_index
 from o2o_smooth.training.stopping import StopRequest
+from o2o_smooth.training.trees import Unkeepable
 
 
 class Continued:
@@ -210,7 +211,16 @@ class Continued:
         files: dict[str, Any] = {"agent.json": description, "agent.safetensors": tensors}
         if self._hygiene is not None:
             files |= self._hygiene.files()
-        keeper.write(kept, files, None if collector is None else Replay.of(collector), begun=begun)
+        replay = None if collector is None else Replay.of(collector)
+        try:
+            keeper.write(kept, files, replay, begun=begun)
+        except Unkeepable as error:
+            if "online" not in state or state["online"]["envs"] is None:
+                raise
+            self._uncaptured = f"together with the rest, {error}"
+            self.progress.note(f"warning: this run, if stopped, resumes with new episodes: {error}")
+            kept["online"] = {**state["online"], "envs": None}
+            keeper.write(kept, files, replay, begun=begun)
 
     def _restore_agent(self) -> None:
         """Put the agent of the checkpoint in place of the one there is, and what tends it."""

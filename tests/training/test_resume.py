@@ -348,16 +348,44 @@ def test_settings_come_back_exactly(tmp_path: Path) -> None:
         rebuild({**config.to_dict(), "surprise": 1})
 
 
+@pytest.mark.parametrize("harm", ["deep", "large"])
+def test_environments_whose_state_could_not_be_read_again_are_left_out(
+    harm: str, tmp_path: Path, stop_at: type[StopAt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture = env_state.capture
+
+    def burdened(envs: Any) -> Any:
+        states, stop_at.limit = capture(envs), 0  # whoever looks next is to stop
+        value: Any = "x" * 300_000
+        for _ in range(70 if harm == "deep" else 0):
+            value = [value[:1] if isinstance(value, str) else value]
+        return [{**state, "burden": value} for state in states]
+
+    monkeypatch.setattr(env_state, "capture", burdened)
+    monkeypatch.setattr("o2o_smooth.training.keeping.LARGEST_STATE", 300_000)
+    with pytest.raises(Interrupted):
+        run(small(tmp_path / "run", PENDULUM, None, "sac", offline_updates=0, smoothing=SmoothingConfig("jump")))
+    monkeypatch.undo()
+    notes = Notes()
+    resume(tmp_path / "run", notes)
+    assert any("begin new episodes" in text for text in notes.texts)
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "completed"
+
+
 def test_what_making_a_checkpoint_takes_counts_whoever_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moment = [100.0]
     monkeypatch.setattr("o2o_smooth.training.keeping.time.monotonic", lambda: moment[0])
     keeper = Keeper(tmp_path / "resume", CheckpointConfig(checkpoint_every=10.0))
+
+    def due() -> bool:
+        return keeper.due
+
     moment[0] = 111.0
-    assert keeper.due
+    assert due()
     keeper.write({}, {}, begun=108.0)  # three seconds went into the state
     moment[0] = 111.0 + 149.0
-    assert not keeper.due
+    assert not due()
     moment[0] += 2.0
-    assert keeper.due
+    assert due()
     keeper.put_off()
-    assert not keeper.due
+    assert not due()
