@@ -102,11 +102,14 @@ class Continued:
             for output in self.outputs:
                 for folder in (output.out, output.out / "checkpoints", output.out / ONLINE_FOLDER):
                     restore_replaced(folder)
+        else:
+            for output in self.outputs:
+                output.make_room()
+            if self.keeper is not None:  # before anything else is there: a kill must leave a run that can be resumed
+                self.keeper.lock()
+                write_request(self.prepared)
         for output in self.outputs:
             output.open_sinks(said)
-        if self.keeper is not None and not self.resumed:
-            self.keeper.lock()
-            write_request(self.prepared)
         nothing: Mapping[str, int] | None = {} if self.resumed else None
         for i, output in enumerate(self.outputs):
             output.open(nothing if kept is None else kept["outputs"][i]["positions"])

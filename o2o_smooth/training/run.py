@@ -362,6 +362,7 @@ class Run(Continued):
                         lanes=min(2, self.config.num_envs),
                         evaluator=lambda task, envs: Evaluator(task, self.agent.seeds, envs=envs),
                         collector=self._collector,
+                        look=self.request.check,
                     ),
                     pool=self.config.vectorizer == "envpool",
                     offline=None if rows is None or data is None else (rows, data.transitions),

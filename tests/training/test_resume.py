@@ -258,6 +258,46 @@ def test_two_processes_never_work_on_one_run(stopped: Path) -> None:
     resume(stopped)
 
 
+def test_a_run_that_is_being_worked_on_is_not_replaced(stopped: Path) -> None:
+    config = rebuild(json.loads((stopped / FOLDER / "run.json").read_text())["runs"][0]["config"])
+    again = dataclasses.replace(config, out=str(stopped), overwrite=True)
+    at_work = Keeper(stopped / FOLDER, CheckpointConfig())
+    at_work.lock()
+    before = sorted(stopped.rglob("*"))
+    with pytest.raises(ConfigError, match=r"is being worked on \(process \d+"):
+        run(again)
+    assert sorted(stopped.rglob("*")) == before
+    beside = stopped.parent / "beside"
+    (beside / FOLDER).mkdir(parents=True)
+    (beside / FOLDER / "run.json").write_text(json.dumps({"format": 1, "home": "../stopped"}))
+    (beside / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is being worked on"):
+        run(dataclasses.replace(again, out=str(beside)))
+    at_work.unlock()
+    run(dataclasses.replace(again, online_steps=0))
+
+
+@pytest.mark.parametrize("changes", [{"checkpoints": CheckpointConfig(auto_resume=True)}, {"overwrite": True}])
+def test_a_kill_while_a_tracker_is_opened_leaves_a_run_that_can_begin(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(tmp_path / "run", PENDULUM, None, "sac", offline_updates=0, smoothing=SmoothingConfig("jump"))
+    config = dataclasses.replace(config, seeds=(3,), online_steps=10, evaluation=SHORT, **changes)
+
+    def opened(out: Path, **options: Any) -> Any:
+        (out / "wandb").mkdir(parents=True)
+        (out / "wandb.json").write_text("{}")
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("o2o_smooth.training.output.open_sinks", opened)
+        with pytest.raises(SystemExit):
+            run(config)
+    assert not (tmp_path / "run" / "manifest.json").exists()
+    run(config)
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "completed"
+
+
 def test_a_new_run_there_is_told_to_resume(stopped: Path) -> None:
     (config,) = read_request(stopped).configs
     with pytest.raises(ConfigError, match=f"o2o-smooth resume {stopped}"):
