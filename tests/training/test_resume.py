@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from o2o_smooth.agents import AGENTS, CQLConfig
+from o2o_smooth.benchmarks import fork as forks
 from o2o_smooth.envs import state as env_state
 from o2o_smooth.errors import CheckpointError, ConfigError
 from o2o_smooth.training import continued
@@ -296,6 +297,18 @@ def test_a_kill_while_a_tracker_is_opened_leaves_a_run_that_can_begin(
     assert not (tmp_path / "run" / "manifest.json").exists()
     run(config)
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "completed"
+
+
+def test_an_interrupted_fork_names_the_commands_to_go_on(stopped: Path) -> None:
+    config = rebuild(json.loads((stopped / FOLDER / "run.json").read_text())["runs"][0]["config"])
+    places = {"a": stopped, "b": stopped.parent / "left-alone", "c": stopped.parent / "absent"}
+    notes = Notes()
+    forks._say_how({name: dataclasses.replace(config, out=str(out)) for name, out in places.items()}, notes)
+    assert notes.texts == [
+        f"to go on with the arms: o2o-smooth resume {places['a']}",
+        f"and when they are complete: o2o-smooth compare {places['a']} {places['b']}",
+        "not begun: c",
+    ]
 
 
 def test_a_new_run_there_is_told_to_resume(stopped: Path) -> None:
