@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from o2o_smooth.cli_options import take
+from o2o_smooth.cli_options import command_line, take
 from o2o_smooth.errors import O2OError
 
 HELP = """\
@@ -115,7 +114,7 @@ def _run(arguments: list[str]) -> int:
     from o2o_smooth.benchmarks.study import Study
     from o2o_smooth.benchmarks.suite import load_suite
 
-    command = shlex.join(["o2o-smooth", "bench", *arguments])
+    command = command_line("bench", arguments)
     options = _Options(arguments[1:])
     rest, out = take(options.rest, "--out")
     dry = "--dry-run" in rest

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,8 +21,8 @@ that you need, perhaps), a warning, or broken; the exit code is 1 if something i
 
 With the options of a run, as o2o-smooth run takes them (--config FILE too): how much memory that run takes at its
 peak, part by part, on the host and on the GPU; what can be had (the machine's free memory, the container's limit,
-ulimit -v); and, where it is tight, which settings help most. Nothing is trained and nothing is written. The exit code
-is 1 if the run does not fit.
+ulimit -v); and, where it is tight, which settings help most; and how much room on the disk it takes. Nothing is trained
+and nothing is written. The exit code is 1 if the run does not fit into memory.
 
 A run makes the same prediction when it starts, warns above 80 % and refuses what cannot fit, unless --no-memory-check.
 
@@ -90,11 +92,13 @@ def _of_machine(*, as_json: bool) -> int:
 
 def _of_run(config: Any, *, as_json: bool) -> int:
     from o2o_smooth.data.extent import extent
+    from o2o_smooth.data.room import free_disk
     from o2o_smooth.envs import find_task, make_env
     from o2o_smooth.errors import ConfigError
+    from o2o_smooth.training.disk import disk_parts, sized
     from o2o_smooth.training.memory import Shape
     from o2o_smooth.training.memory_check import judge
-    from o2o_smooth.training.prepare import needs_dataset
+    from o2o_smooth.training.prepare import default_out, needs_dataset
 
     if config.device.partition(":")[0] not in ("cpu", "cuda"):
         raise ConfigError(f"device '{config.device}' is not supported; use cpu, cuda or cuda:N")
@@ -105,10 +109,16 @@ def _of_run(config: Any, *, as_json: bool) -> int:
     shape = Shape(spaces[0].shape[0], spaces[1].shape[0], task.domain)
     data = extent(task, config.dataset) if needs_dataset(config) else None
     verdict = judge(config, shape, data)
+    out = Path(config.out) if config.out is not None else default_out(config)
+    disk, free = disk_parts(config, shape, len(config.seeds)), free_disk(out)
     if as_json:
-        print(json.dumps(_plain(verdict), indent=1))
+        needed = {"needed": sum(part.size for part in disk), "free": free, "parts": [asdict(part) for part in disk]}
+        print(json.dumps({**_plain(verdict), "disk": needed}, indent=1))
     else:
         _show(verdict, f"{task.id}, {config.agent}, {len(config.seeds)} seeds".replace("1 seeds", "1 seed"))
+        parts = ", ".join(f"{part.name} {sized(part.size)}" for part in disk)
+        there = "" if free is None else f"; {sized(free)} are free where {out} is"
+        print(f"disk: about {sized(sum(part.size for part in disk))} ({parts}){there}")
     return 0 if verdict.fits else 1
 
 

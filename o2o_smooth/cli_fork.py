@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from o2o_smooth.cli_options import take, take_every
+from o2o_smooth.cli_options import command_line, take, take_every
 from o2o_smooth.errors import O2OError
 
 HELP = """\
@@ -74,7 +73,7 @@ def fork(arguments: list[str], parse_run: Callable[[Sequence[str]], Any]) -> int
     from o2o_smooth.training.forking import check_arms, find_switch, parse_arm, with_controls
     from o2o_smooth.training.progress import show_progress
 
-    command = shlex.join(["o2o-smooth", "fork", *arguments])
+    command = command_line("fork", arguments)
     checkpoint, rest = Path(arguments[0]), arguments[1:]
     if any(argument.partition("=")[0] == "--pretrained" for argument in rest):
         raise O2OError("fork's first argument is the checkpoint; leave --pretrained out")

@@ -7,12 +7,19 @@ import dataclasses
 import difflib
 import io
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
 import tyro
 
 from o2o_smooth.errors import O2OError
+from o2o_smooth.redaction import redacted_words
+
+
+def command_line(name: str, arguments: Sequence[str]) -> str:
+    """A command as it is written down beside what it made: without secrets."""
+    return shlex.join(["o2o-smooth", *redacted_words([name, *arguments])])
 
 
 def take(arguments: list[str], flag: str) -> tuple[list[str], str | None]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from o2o_smooth.cli_options import parse
+from o2o_smooth.cli_options import command_line, parse
 from o2o_smooth.errors import O2OError
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def probe(arguments: list[str]) -> int:
             found = probing.probe(ends[0], second, config, progress)
     finally:
         torch.set_num_threads(threads)
-    probing.write_probe(found, folder, shlex.join(["o2o-smooth", "probe", *arguments]))
+    probing.write_probe(found, folder, command_line("probe", arguments))
     console = Console(emoji=False)
     _show(console, found)
     for name, file in (("numbers", probing.PROBE), ("picture", probing.PICTURE)):

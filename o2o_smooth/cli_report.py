@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from o2o_smooth.cli_options import take
+from o2o_smooth.cli_options import command_line, take
 from o2o_smooth.errors import ConfigError, O2OError
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def report(arguments: list[str]) -> int:
     if not arguments or any(argument in ("-h", "--help") for argument in arguments):
         print(USAGE, end="")
         return 0
-    command = shlex.join(["o2o-smooth", "report", *arguments])
+    command = command_line("report", arguments)
     rest, mix = [a for a in arguments if a != "--mix-provenance"], "--mix-provenance" in arguments
     ramps: list[str] = []
     values: dict[str, str | None] = {}

@@ -185,3 +185,15 @@ def test_help_says_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--no-memory-check" in text
     assert main([]) == 0
     assert "doctor" in capsys.readouterr().out
+
+
+def test_the_room_that_a_run_takes_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["--task", "Pendulum-v1", "--agent", "sac", "--offline-updates", "0", "--schedule", "jump"]
+    main(["doctor", "--json", *run, "--online-steps", "1000", "--buffer-size", "1000"])
+    disk = told(capsys)["disk"]
+    assert disk["needed"] == sum(part["size"] for part in disk["parts"]) > 0 and disk["free"] > 0
+    (rows,) = (part["size"] for part in disk["parts"] if part["name"] == "replay rows in resume/")
+    assert rows == 4 * 1000 * (3 + 3 + 1 + 4)
+    main(["doctor", *run, "--no-save-checkpoints"])
+    text = capsys.readouterr().out
+    assert "disk: about " in text and "are free where runs/Pendulum-v1-sac-jump is" in text and "resume/" not in text

@@ -36,10 +36,10 @@ OPTIONAL = ("target_actor.", "log_alpha")  # beginnings of the names of what an 
 
 
 def write_directory(path: Path, files: dict[str, Any]) -> Path:
-    """Write JSON objects (`*.json`) and tensor dicts (`*.safetensors`) to `path`, replacing what was there at the end.
+    """Write JSON objects (`*.json`, or their text) and tensor dicts (`*.safetensors`) to `path`.
 
-    Beside them stands `checksums.json`, with the SHA-256 of every file. All of it is on the disk before it takes its
-    place, so also a power cut leaves the old directory or the new one.
+    What was there is replaced at the end. Beside them stands `checksums.json`, with the SHA-256 of every file. All
+    of it is on the disk before it takes its place, so also a power cut leaves the old directory or the new one.
 
     Raises:
         CheckpointError: The files cannot be written; what was at `path` is still there.
@@ -51,7 +51,8 @@ def write_directory(path: Path, files: dict[str, Any]) -> Path:
         for name, content in files.items():
             file = temporary / name
             if name.endswith(".json"):
-                file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+                text = content if isinstance(content, str) else json.dumps(content, indent=1, allow_nan=False)
+                file.write_text(text + "\n", encoding="utf-8")
             else:
                 save_file({k: v.detach().cpu().contiguous() for k, v in content.items()}, file)
             fsync(file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from o2o_smooth.training.pictures import draw_arms, read_checked
 from o2o_smooth.training.prepare import check_out
 from o2o_smooth.training.progress import ProgressSink
 from o2o_smooth.training.ramps import ramp_length
+from o2o_smooth.training.resume import can_resume
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -102,7 +104,11 @@ def fork(
         progress.note(f"controls that are there already: {', '.join(there)}")
     for arm in arms:
         _warn_of_ramp(arm, progress)
-    folders = {**earlier.folders, **run_arms(configs, progress, population=population)}
+    try:
+        folders = {**earlier.folders, **run_arms(configs, progress, population=population)}
+    except KeyboardInterrupt:
+        _say_how(configs, progress)
+        raise
     commands = [*earlier.commands, command]
     controls = [*earlier.controls, *(arm.name for arm in arms if arm.control)]
     curves = draw_arms(folders, out / PICTURE, title=title)
@@ -110,6 +116,18 @@ def fork(
     _write(out / FORK, _record(arms, folders, out, commands, controls))
     _write(out / RESULTS, _page(folders, rows, paired, heading or title, commands))
     return Forked(out, folders, rows, paired)
+
+
+def _say_how(configs: Mapping[str, RunConfig[Any]], progress: ProgressSink) -> None:
+    """Tell how to go on with arms that were interrupted, which may be in populations and processes of their own."""
+    outs = {name: Path(str(config.out)) for name, config in configs.items()}
+    begun = [str(out) for out in outs.values() if can_resume(out)]
+    if begun:
+        every = [str(out) for out in outs.values() if out.exists()]
+        progress.note(f"to go on with the arms: {shlex.join(['o2o-smooth', 'resume', *begun])}")
+        progress.note(f"and when they are complete: {shlex.join(['o2o-smooth', 'compare', *every])}")
+    if absent := [name for name, out in outs.items() if not out.exists()]:
+        progress.note(f"not begun: {', '.join(absent)}")
 
 
 @dataclass(frozen=True)

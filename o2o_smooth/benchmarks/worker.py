@@ -389,10 +389,10 @@ def _blamed(configs: Sequence[RunConfig[Any]]) -> list[int] | None:
 def _go_on(configs: Sequence[RunConfig[Any]], names: Sequence[str], report: Report) -> None:
     """Begin runs, or let them go on from their checkpoints."""
     outs = [Path(str(config.out)) for config in configs]
-    for out in outs:
+    for out, config in zip(outs, configs, strict=True):
         if can_resume(out) and {path.resolve() for path in read_request(out).outs} <= {o.resolve() for o in outs}:
             try:
-                resume(out, report)  # and with it those of its population
+                resume(out, report, task=config.task)  # and with it those of its population
                 return
             except (CheckpointError, ConfigError) as error:
                 report.note(f"{out} cannot go on, and starts anew: {' '.join(str(error).split())}")

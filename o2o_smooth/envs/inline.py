@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from o2o_smooth.envs.supervision import DROPPED, Failure, Supervision, Supervisor, lane_seeds
+from o2o_smooth.errors import EnvError
 
 Env = gym.Env[NDArray[np.float32], NDArray[Any]]
 StepResult = tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]
@@ -86,9 +87,21 @@ class InlineVectorEnv(SyncVectorEnv[NDArray[np.float32], NDArray[Any]]):
         return self._seen.copy(), rewards, terminated, truncated, infos
 
     def ask(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
-        """Call a function with every environment, and further arguments of its own."""
+        """Call a function with every environment, and further arguments of its own.
+
+        Raises:
+            EnvError: The function raised somewhere.
+        """
         given = [()] * self.num_envs if arguments is None else arguments
-        return [function(env, *own) for env, own in zip(self.envs, given, strict=True)]
+        answers = []
+        for i, (env, own) in enumerate(zip(self.envs, given, strict=True)):
+            try:
+                answers.append(function(env, *own))
+            except EnvError:
+                raise
+            except Exception as error:
+                raise EnvError(f"environment {i} failed: {Failure.of(error).cause}") from error
+        return answers
 
     def _revive(self, i: int, failure: Failure, seed: int | None) -> dict[str, Any]:
         """Make an environment anew and begin an episode; the info of its reset."""

@@ -68,7 +68,10 @@ def encode(env: gym.Env[Any, Any]) -> dict[str, Any]:
         Unplain: It holds something that cannot be kept exactly.
     """
     reader = _Reader(getattr(env, "pristine", ()), simulator.windows(env))
-    node = reader.read(env, "env", known=False)
+    try:
+        node = reader.read(env, "env", known=False)
+    except RecursionError:
+        raise Unplain("it holds things within things, too deeply") from None
     reader.check_views()
     assert isinstance(node, dict)
     return node

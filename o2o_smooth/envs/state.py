@@ -18,6 +18,7 @@ from o2o_smooth.envs.corridor import CORRIDOR_ID, CorridorVectorEnv
 from o2o_smooth.envs.inline import InlineVectorEnv
 from o2o_smooth.envs.make import TaskEnv
 from o2o_smooth.envs.pool import PoolVectorEnv
+from o2o_smooth.envs.supervision import Gone
 from o2o_smooth.envs.workers import WorkerVectorEnv
 from o2o_smooth.errors import EnvError
 
@@ -37,6 +38,8 @@ def why_not(envs: Vector) -> str | None:
         return "envpool does not give out its environments' state; use --vectorizer sync or async"
     try:
         capture(envs)
+    except Gone:  # it will be made anew
+        return None
     except EnvError as error:
         return str(error)
     return None
@@ -46,6 +49,7 @@ def capture(envs: Vector) -> list[EnvState]:
     """The states of all environments, which are left as they are; not in the middle of a step.
 
     Raises:
+        Gone: The process of one has just ended; after the next step they can be.
         EnvError: They cannot be captured exactly; the text says why.
     """
     counts: list[Any] = [None] * envs.num_envs

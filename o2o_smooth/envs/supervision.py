@@ -82,6 +82,10 @@ class Fault:
         )
 
 
+class Gone(EnvError):
+    """An environment that was asked something outside of a step has no process any more; its next step notices."""
+
+
 class Supervisor:
     """Counts the failures of a vector environment, and decides about them.
 

@@ -24,7 +24,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import CloudpickleWrapper, batch_space, clear_mpi_env_vars
 from numpy.typing import NDArray
 
-from o2o_smooth.envs.supervision import DROPPED, Failure, Supervision, Supervisor, lane_seeds
+from o2o_smooth.envs.supervision import DROPPED, Failure, Gone, Supervision, Supervisor, lane_seeds
 from o2o_smooth.errors import EnvError
 
 Env = gym.Env[NDArray[np.float32], NDArray[Any]]
@@ -223,19 +223,24 @@ class WorkerVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]
         """Call a function of a module with every environment, in its process, and further arguments of its own.
 
         Raises:
-            EnvError: The function raised somewhere, or an environment's process is gone; nothing is made anew.
+            Gone: A process is gone, or did not answer in time and was ended; the next step makes it anew.
+            EnvError: The function raised somewhere.
         """
         self._must_be_idle("ask")
         for i in range(self.num_envs):
             self._order(i, function, () if arguments is None else arguments[i])
         self._begin(range(self.num_envs))
         answers = self._finish(self.supervisor.settings.timeout_s)
+        gone = {i: answer for i, answer in sorted(answers.items()) if isinstance(answer, Failure)}
+        for i in gone:
+            self._kill(i)  # what it may still answer would be taken for that of its next step
+        for i, failure in gone.items():
+            raise Gone(f"environment {i} failed: {failure.cause}")
         for i, answer in sorted(answers.items()):
             if isinstance(answer, _Refused) and answer.known:
                 raise EnvError(answer.failure.cause.partition(": ")[2])
-            if isinstance(answer, _Refused | Failure):
-                failure = answer.failure if isinstance(answer, _Refused) else answer
-                raise EnvError(f"environment {i} failed: {failure.cause}")
+            if isinstance(answer, _Refused):
+                raise EnvError(f"environment {i} failed: {answer.failure.cause}")
         return [answers[i] for i in range(self.num_envs)]
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:

@@ -75,15 +75,18 @@ def read_origin(manifest: Mapping[str, Any], unit: str) -> Origin:
     block = manifest.get("score") or score_block(manifest.get("task") or {}, dataset)
     random, expert, source = (block["references"][name] for name in ("random", "expert", "source"))
     texts = (block["provenance"], dataset["id"] if dataset else None, source)
-    values = (random, expert, block[f"behaviour_{unit}"])
+    values, behaviour = (random, expert), block[f"behaviour_{unit}"]
     if not all(isinstance(text, str | None) for text in texts):
         raise ValueError("its score's provenance, dataset or source is no text")
     if not all(v is None or (isinstance(v, int | float) and abs(v) < _LARGEST) for v in values):
-        raise ValueError("its score's references or data are no numbers")
+        raise ValueError("its score's references are no numbers")
+    if behaviour is not None and (isinstance(behaviour, bool) or not isinstance(behaviour, int | float)):
+        raise ValueError("the return of its score's data is no number")
     return Origin(
         provenance=block["provenance"],
         dataset=dataset["id"] if dataset else None,
-        behaviour=block[f"behaviour_{unit}"],
+        # One wild reward in the data does that, and the run's own curve can be shown without it.
+        behaviour=behaviour if behaviour is not None and abs(behaviour) < _LARGEST else None,
         references=None if unit == "return" or random is None else References(random, expert, source),
     )
 

@@ -22,7 +22,7 @@ from o2o_smooth.data.replay_files import Replay, read_rows
 from o2o_smooth.data.sources import ONLINE_FOLDER
 from o2o_smooth.envs import Task
 from o2o_smooth.envs import state as env_state
-from o2o_smooth.envs.supervision import Fault
+from o2o_smooth.envs.supervision import Fault, Gone
 from o2o_smooth.errors import CheckpointError, EnvError
 from o2o_smooth.smoothing import Mix, SmoothingController
 from o2o_smooth.training.audit import Audit
@@ -38,6 +38,7 @@ from o2o_smooth.training.progress import ProgressSink
 from o2o_smooth.training.request import write_request
 from o2o_smooth.training.seeding import Stream, env_seeds, resumed_index
 from o2o_smooth.training.stopping import StopRequest
+from o2o_smooth.training.trees import Unkeepable
 
 
 class Continued:
@@ -101,11 +102,14 @@ class Continued:
             for output in self.outputs:
                 for folder in (output.out, output.out / "checkpoints", output.out / ONLINE_FOLDER):
                     restore_replaced(folder)
+        else:
+            for output in self.outputs:
+                output.make_room()
+            if self.keeper is not None:  # before anything else is there: a kill must leave a run that can be resumed
+                self.keeper.lock()
+                write_request(self.prepared)
         for output in self.outputs:
             output.open_sinks(said)
-        if self.keeper is not None and not self.resumed:
-            self.keeper.lock()
-            write_request(self.prepared)
         nothing: Mapping[str, int] | None = {} if self.resumed else None
         for i, output in enumerate(self.outputs):
             output.open(nothing if kept is None else kept["outputs"][i]["positions"])
@@ -185,15 +189,19 @@ class Continued:
         """Whether a checkpoint is wanted now, or somebody wants to stop."""
         return self.request.number is not None or (self.keeper is not None and self.keeper.due)
 
-    def _keep(self, phase: str, state: Mapping[str, Any], collector: Collector | None = None) -> None:
-        """Keep a checkpoint; one of networks that hold NaN would be of no use."""
+    def _keep(
+        self, phase: str, state: Mapping[str, Any], collector: Collector | None = None, begun: float | None = None
+    ) -> None:
+        """Keep a checkpoint; one of networks that hold NaN would be of no use. `begun`: when its making began."""
         keeper = self.keeper
         if keeper is None:
             return
+        begun = time.monotonic() if begun is None else begun
         description, tensors = agent_state(self.agent, None)
         broken = next((name for name, x in tensors.items() if not bool(torch.isfinite(x).all())), None)
         if broken is not None:
             self.progress.note(f"warning: no checkpoint is kept, '{broken}' is not finite; the last good one stays")
+            keeper.put_off()
             return
         kept = {
             "phase": phase,
@@ -206,7 +214,16 @@ class Continued:
         files: dict[str, Any] = {"agent.json": description, "agent.safetensors": tensors}
         if self._hygiene is not None:
             files |= self._hygiene.files()
-        keeper.write(kept, files, None if collector is None else Replay.of(collector))
+        replay = None if collector is None else Replay.of(collector)
+        try:
+            keeper.write(kept, files, replay, begun=begun)
+        except Unkeepable as error:
+            if "online" not in state or state["online"]["envs"] is None:
+                raise
+            self._uncaptured = f"together with the rest, {error}"
+            self.progress.note(f"warning: this run, if stopped, resumes with new episodes: {error}")
+            kept["online"] = {**state["online"], "envs": None}
+            keeper.write(kept, files, replay, begun=begun)
 
     def _restore_agent(self) -> None:
         """Put the agent of the checkpoint in place of the one there is, and what tends it."""
@@ -251,6 +268,7 @@ class OnlinePauses:
     def keep(self, capture: Callable[[], dict[str, Any]]) -> None:
         """See `Pauses`."""
         run, collector = self.run, self.collector
+        begun = time.monotonic()
         state = {
             **capture(),
             "envs": None,
@@ -261,8 +279,13 @@ class OnlinePauses:
         if run._uncaptured is None:
             try:
                 state["envs"] = env_state.capture(collector.envs)
+            except Gone as error:
+                if not self.stopping():  # the next step makes it anew
+                    run.progress.note(f"a checkpoint is put off: {error}")
+                    return
+                run.progress.note(f"warning: this run resumes with new episodes: {error}")
             except EnvError as error:  # an environment that has changed its mind should not cost the run
                 run._uncaptured = str(error)
                 run.progress.note(f"warning: this run, if stopped, resumes with new episodes: {error}")
-        run._keep("online", {"online": state}, collector)
+        run._keep("online", {"online": state}, collector, begun)
         run.request.check()

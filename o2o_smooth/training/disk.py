@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from o2o_smooth.agents import Agent
 from o2o_smooth.data.room import free_disk
 from o2o_smooth.data.store import row_width
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.files import why
 from o2o_smooth.training.config import RunConfig
+from o2o_smooth.training.memory import FLOAT, Shape, parameters
 
 LOGS = 2**20  # bytes a seed, for log files and pictures; they are small
 AGENTS_KEPT = 3  # at the switch, the best, at the end
@@ -42,19 +42,19 @@ def check_writable(out: Path) -> None:
         raise ConfigError(f"{out} cannot be written: {why(error, place / 'manifest.json')} (--out)")
 
 
-def disk_parts(config: RunConfig[Any], agent: Agent, members: int) -> list[DiskPart]:
+def disk_parts(config: RunConfig[Any], shape: Shape, members: int) -> list[DiskPart]:
     """What a run, or several that share a population, will write, in bytes.
 
     Args:
         config: The settings that they share.
-        agent: Theirs, of any number of members.
+        shape: Widths of observations and actions.
         members: Seeds of all of them.
     """
-    tensors = [*agent.networks.state_dict().values(), *agent.optimizer.state_tensors().values()]
-    each = sum(t.numel() * t.element_size() for t in tensors) // max(1, agent.members) * members
+    trained, targets = parameters(config, shape)
+    each = FLOAT * (3 * trained + targets) * members  # with Adam's moments
     parts = [DiskPart("agents in checkpoints/", AGENTS_KEPT * each), DiskPart("logs and pictures", LOGS * members)]
     rows = min(config.buffer_size, config.online_steps + config.num_envs) if config.online_steps else 0
-    size = 4 * row_width(agent.obs_dim, agent.action_dim) * rows * members
+    size = FLOAT * row_width(shape.obs_dim, shape.action_dim) * rows * members
     if config.checkpoints.save_checkpoints:
         # One more is written before the oldest goes; the replay rows lie there once, and once more where a ring wraps.
         wraps = config.online_steps > config.buffer_size
@@ -65,19 +65,20 @@ def disk_parts(config: RunConfig[Any], agent: Agent, members: int) -> list[DiskP
     return parts
 
 
-def room_warning(config: RunConfig[Any], agent: Agent, out: Path, members: int) -> str | None:
+def room_warning(config: RunConfig[Any], shape: Shape, out: Path, members: int) -> str | None:
     """One line where the disk has less room than the run will probably take; None where it has enough."""
-    parts, free = disk_parts(config, agent, members), free_disk(out)
+    parts, free = disk_parts(config, shape, members), free_disk(out)
     total = sum(part.size for part in parts)
     if free is None or total <= free:
         return None
     largest = max(parts, key=lambda part: part.size)
     return (
-        f"warning: the run will write about {_mib(total)} and {_mib(free)} are free where {out} is; most of it are "
-        f"{largest.name} ({_mib(largest.size)}). Free some space, choose another --out, a smaller --buffer-size, or "
+        f"warning: the run will write about {sized(total)} and {sized(free)} are free where {out} is; most of it are "
+        f"{largest.name} ({sized(largest.size)}). Free some space, choose another --out, a smaller --buffer-size, or "
         f"--no-save-online"
     )
 
 
-def _mib(size: int) -> str:
+def sized(size: int) -> str:
+    """Bytes as people say them."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -12,6 +12,7 @@ on the disk, with the log files up to there, before it takes its name.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import time
@@ -24,16 +25,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from o2o_smooth import reading
 from o2o_smooth.agents.storage import read_json, restore_replaced, verify_directory, write_directory
 from o2o_smooth.data.replay_files import Replay, ReplayFiles, check_segments
 from o2o_smooth.errors import CheckpointError, ConfigError, O2OError
 from o2o_smooth.files import why
+from o2o_smooth.reading import MIB
 from o2o_smooth.training.config_checkpoints import CheckpointConfig
-from o2o_smooth.training.trees import Arrays, decode, encode
+from o2o_smooth.training.trees import Arrays, Unkeepable, decode, encode
 
 FORMAT = 1
 FOLDER, ROWS = "resume", "rows"
 NO_ROWS: dict[str, Any] = {"segments": [], "written": 0, "settled": 0, "unfinished": 0}
+LARGEST_STATE = 256 * MIB  # of state.json; what is read again takes many times as much memory
 SHARE = 50  # a checkpoint may take a fiftieth of the time
 
 
@@ -79,6 +83,10 @@ class Keeper:
         every = self.config.checkpoint_every
         return time.monotonic() - self._last >= (max(every, SHARE * self._cost) if every >= 1 else every)
 
+    def put_off(self) -> None:
+        """There is to be none now, but in a while."""
+        self._last = time.monotonic()
+
     # Writing
 
     def write(
@@ -86,6 +94,8 @@ class Keeper:
         state: Mapping[str, Any],
         files: Mapping[str, Any],
         replay: Replay | None = None,
+        *,
+        begun: float | None = None,
     ) -> Path:
         """Write a checkpoint, and let go of those that are too many.
 
@@ -93,11 +103,17 @@ class Keeper:
             state: A tree; see `trees`.
             files: Further files, as `write_directory` takes them.
             replay: The replay buffer, once there is something in it.
+            begun: When its making began, as `time.monotonic` says it; default: now. What that takes counts as well.
 
         Raises:
+            Unkeepable: The state could not be read again.
             O2OError: It cannot be written; those before it are still there.
         """
-        begun = time.monotonic()
+        begun = time.monotonic() if begun is None else begun
+        arrays: Arrays = {}
+        tree = json.dumps(encode(state, arrays), allow_nan=False)
+        if len(tree) > LARGEST_STATE:
+            raise Unkeepable(f"the state has {len(tree):,} characters, at most {LARGEST_STATE:,} can be kept")
         serial = self._serial + 1
         name = f"{serial:06d}"
         rows = NO_ROWS
@@ -108,8 +124,6 @@ class Keeper:
                 "settled": replay.settled,
                 "unfinished": replay.unfinished,
             }
-        arrays: Arrays = {}
-        tree = encode(state, arrays)
         path = write_directory(
             self.folder / name,
             {
@@ -229,7 +243,12 @@ def read_newest(
         try:
             kept = read_checkpoint(folder / f"{serial:06d}")
             if fits is not None:
-                fits(kept.state)
+                try:
+                    fits(kept.state)
+                except (LookupError, TypeError, ValueError, AttributeError) as error:
+                    if isinstance(error, CheckpointError):
+                        raise
+                    raise CheckpointError(f"{kept.folder} does not describe a run: {error!r}") from None
         except CheckpointError as error:
             broken = broken or str(error)
             rest = "the one before it is used" if serial != found[0] else "there is none before it"
@@ -258,9 +277,9 @@ def read_checkpoint(path: Path) -> Kept:
         rows = about["rows"]
         check_segments(path.parent / ROWS, rows["segments"])
         arrays = load_file(path / "state.safetensors")
-        state = decode(read_json(path / "state.json"), arrays)
+        state = decode(reading.read_json(path / "state.json", LARGEST_STATE, root=path), arrays)
         return Kept(path, int(path.name), state, rows)
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, reading.Unreadable) as error:
         raise CheckpointError(f"{path} is broken: {error!r}") from None
 
 

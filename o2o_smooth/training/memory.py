@@ -261,8 +261,8 @@ def _networks(config: RunConfig[Any], shape: Shape, members: int, on_device: boo
     if config.online_steps > 0 and config.switch.audit:
         size = members * _audit(config, shape)
         found.append(Part("audit", *_place(size, on_device), detail="--no-audit does without", phases=LEARNING))
-    if on_device:
-        found.append(Part("checkpoint", networks + moments, detail="a copy of the device's", phases=("saving",)))
+    when = LEARNING if config.checkpoints.save_checkpoints else ("saving",)
+    found.append(Part("checkpoint", networks + moments, detail="a copy, while it is written", phases=when))
     return found
 
 

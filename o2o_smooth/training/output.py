@@ -26,7 +26,7 @@ from o2o_smooth.training.online_data import write_online
 from o2o_smooth.training.prepare import Arm, Prepared
 from o2o_smooth.training.progress import ProgressSink
 from o2o_smooth.training.replacing import remove_run
-from o2o_smooth.training.tracking import LocalFiles, Sink, Tracker, open_sinks
+from o2o_smooth.training.tracking import LocalFiles, Sink, Tracker, check_sinks, open_sinks
 from o2o_smooth.training.tracking.summary import stability_rows
 from o2o_smooth.training.trees import encode
 
@@ -66,6 +66,13 @@ class Output:
 
     # Beginning and end
 
+    def make_room(self) -> None:
+        """Look whether the sinks can be had, and delete the run that is to be replaced."""
+        config = self.config
+        check_sinks(wandb=config.wandb, tensorboard=config.tensorboard, project=config.wandb_project)
+        if config.overwrite:
+            remove_run(self.out)
+
     def open_sinks(self, resumed: Mapping[str, Any] | None = None) -> None:
         """Make the manifest and open what else was asked for; a sink that is not installed is an error.
 
@@ -73,8 +80,6 @@ class Output:
             resumed: Of a run that goes on in its folder: what the manifest says of that.
         """
         if resumed is None:
-            if self.config.overwrite:
-                remove_run(self.out)
             self.manifest = make_manifest(self.prepared, self.arm)
         else:
             self.manifest = resumed_manifest(self.out, make_manifest(self.prepared, self.arm), resumed)

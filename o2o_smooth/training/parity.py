@@ -23,7 +23,7 @@ from o2o_smooth.data.normalize import RewardMap
 from o2o_smooth.envs import Task
 from o2o_smooth.errors import ParityError
 from o2o_smooth.training.parity_policy import Frozen, Replay, check_policy
-from o2o_smooth.training.parity_walks import INSTEAD, Paths, Walk, walk_collection, walk_evaluation
+from o2o_smooth.training.parity_walks import INSTEAD, Disturbed, Paths, Walk, walk_collection, walk_evaluation
 
 MOST_STEPS = 1000
 """Vector steps of a walk; it ends earlier once every environment has ended an episode."""
@@ -33,6 +33,7 @@ POOL_TOLERANCE = 1e-3
 """envpool computes the same dynamics with other roundings, so it is compared with gymnasium's environments from equal
 starts, for some steps, and to this tolerance."""
 OFFLINE_ROWS = 256
+TRIES = 2  # where an environment fails on the way
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Parity:
     """What the check found, where it found no disagreement."""
 
     outcome: str
-    """`agree`; `not comparable` where the environment does not repeat itself on equal seeds; `skipped`."""
+    """`agree`; `not comparable` where the environment does not repeat itself on equal seeds, or fails; `skipped`."""
     steps: int = 0
     """Environment steps compared, all members together."""
     remark: str = ""
@@ -75,6 +76,16 @@ def check_parity(
     Raises:
         ParityError: They disagree; `culprit` and the text say in what.
     """
+    for _ in range(TRIES):
+        try:
+            return _check(paths, pool, offline)
+        except Disturbed as error:
+            cause = str(error)
+    remark = f"an environment of {paths.task.env_id} failed while both paths were walked, {TRIES} times ({cause})"
+    return Parity("not comparable", remark=remark)
+
+
+def _check(paths: Paths, pool: bool, offline: tuple[ReplayBuffer, Transitions] | None) -> Parity:
     agent = paths.agent
     if offline is not None:
         check_offline_rewards(*offline, paths.reward_map)

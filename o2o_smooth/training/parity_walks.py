@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from o2o_smooth.agents import Agent
 from o2o_smooth.data.batch import FloatArray
 from o2o_smooth.data.buffer import ReplayBuffer, columns
-from o2o_smooth.data.collect import Collector
+from o2o_smooth.data.collect import BrokenStep, Collector
 from o2o_smooth.data.normalize import RewardMap
 from o2o_smooth.envs import Task
-from o2o_smooth.errors import ParityError
+from o2o_smooth.envs.supervision import Fault
+from o2o_smooth.errors import EnvError, ParityError
 from o2o_smooth.training.evaluate import Evaluator
 from o2o_smooth.training.seeding import Stream, env_seeds
 
@@ -43,6 +44,8 @@ class Paths:
     """For so many environments per member."""
     collector: Callable[[Task, int, ReplayBuffer, Sequence[int]], Collector]
     """For so many environments per member, writing to a buffer, on given seeds."""
+    look: Callable[[], None] = lambda: None
+    """Called in every step; whatever it raises ends the check, as where somebody wants to stop."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +68,25 @@ class _Enough(Exception):
     """The walk is long enough."""
 
 
+class Disturbed(Exception):
+    """An environment failed on the way and was made anew, so the walk is not the one that the other path takes."""
+
+
 def walk_evaluation(paths: Paths, policy: Policy, *, steps: int) -> Walk:
     """Walk the evaluation path until every environment has ended an episode, or for so many vector steps."""
     seen: list[tuple[NDArray[Any], ...]] = []
 
+    def disturbed(fault: Fault) -> None:
+        raise Disturbed(fault.failure.cause)
+
     def watch(*step: NDArray[Any]) -> None:
+        paths.look()
         seen.append(tuple(np.array(x) for x in step))
         if len(seen) == steps:
             raise _Enough
 
     evaluator = paths.evaluator(paths.task, paths.lanes)
+    evaluator.on_fault = disturbed
     returns: dict[int, tuple[float, int]] = {}
     try:
         _require_box("evaluation", evaluator.spaces, paths.agent)
@@ -101,9 +113,15 @@ def walk_collection(paths: Paths, policy: Policy, *, steps: int) -> Walk:
         spaces = collector.envs.single_observation_space, collector.envs.single_action_space
         _require_box("collection", spaces, agent)
         for _ in range(steps):
-            for episode in collector.step(policy):
+            paths.look()
+            ended = collector.step(policy)
+            if collector.dropped_episodes.any():
+                raise Disturbed("its episode was dropped")
+            for episode in ended:
                 first = (episode.episode_return, episode.length)
                 returns.setdefault(episode.member * lanes + episode.lane, first)
+    except BrokenStep as error:  # its numbers of environments and steps are the walk's, not the run's
+        raise EnvError(f"in the check of both paths: {error}") from error
     finally:
         collector.close()
     numbers = first_row + np.arange(steps * lanes)

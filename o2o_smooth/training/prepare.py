@@ -191,7 +191,7 @@ def prepare_population(
             f"{config.pretrained} was pretrained with rewards * {forked.reward_scale:g} + {forked.reward_shift:g}, "
             f"this run asks for * {scale:g} + {shift:g}; leave --reward-scale and --reward-shift as they were"
         )
-    if (line := room_warning(config, agent, outs[0], len(members.seeds))) is not None:
+    if (line := room_warning(config, shape, outs[0], len(members.seeds))) is not None:
         progress.note(line)
     return Prepared(
         config,

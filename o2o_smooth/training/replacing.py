@@ -9,6 +9,9 @@ from o2o_smooth.errors import ConfigError
 from o2o_smooth.reading import read_json
 
 MANIFEST = "manifest.json"
+FOLDER = "resume"  # its checkpoints, and who works on it; see `keeping`
+_BEFORE_IT = {FOLDER, "wandb", "wandb.json", "tensorboard"}
+"""What a run may leave that was killed before it had a manifest."""
 _KEYS = ("format", "status", "config", "seeds")
 """Of every run's manifest; browser extensions and web pages have a manifest.json too."""
 
@@ -17,7 +20,8 @@ def check_replaceable(out: Path) -> None:
     """Refuse to delete what is no run, or is reached or held by something else.
 
     Raises:
-        ConfigError: It is a link, the current folder or one above it, a mount, a home, or holds no run's manifest.
+        ConfigError: It is a link, the current folder or one above it, a mount, a home, holds no run's manifest, or a
+            run that is being worked on.
     """
     if out.is_symlink():
         raise ConfigError(
@@ -30,9 +34,13 @@ def check_replaceable(out: Path) -> None:
             f"{out} is the current or the home folder, one above it, or a disk: --overwrite does not delete it; choose "
             f"another --out"
         )
+    if (who := _at_work(out)) is not None:
+        raise ConfigError(f"{out} is being worked on ({who}); wait for it, or stop it first")
     manifest = out / MANIFEST
     cure = "--overwrite replaces runs only, choose another --out"
     if not manifest.is_file():
+        if (out / FOLDER / "run.json").is_file() and {path.name for path in out.iterdir()} <= _BEFORE_IT:
+            return
         raise ConfigError(f"{out} is not empty and not a run; {cure}")
     try:
         found = read_json(manifest, root=out)
@@ -43,6 +51,25 @@ def check_replaceable(out: Path) -> None:
     missing = [key for key in _KEYS if key not in found]
     if missing:
         raise ConfigError(f"{out} is not empty and not a run: its manifest.json has no {missing[0]!r}; {cure}")
+
+
+def _at_work(out: Path) -> str | None:
+    """Who works on a run, or on one that it shares a learner with; None where nobody does, or it cannot be told."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return None
+    home = out
+    try:
+        home = out / str(read_json(out / FOLDER / "run.json", root=out).get("home", "."))
+        with (home / FOLDER / "lock").open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return lock.read(200).decode("utf-8", "replace").strip() or "another process"
+    except (OSError, ValueError):
+        return None
+    return None
 
 
 def remove_run(out: Path) -> None:

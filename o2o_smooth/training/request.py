@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,14 +13,18 @@ from typing import Any
 import o2o_smooth
 from o2o_smooth.agents import AGENTS
 from o2o_smooth.agents.storage import read_json
+from o2o_smooth.envs import find_task
 from o2o_smooth.errors import CheckpointError
 from o2o_smooth.files import fsync, written_whole
+from o2o_smooth.reading import check_inside
+from o2o_smooth.training.checkpoint import named_by_path
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.keeping import FOLDER, FORMAT, relative
 from o2o_smooth.training.prepare import Prepared
 
 FILE = "run.json"
 PATHS = ("dataset", "pretrained")  # settings that may be paths
+ELSEWHERE = ("wandb", "tensorboard")  # in a run's folder: what others write and we never read; W&B links its logs
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,29 @@ class Request:
     task: dict[str, Any]
     dataset: str | None
     """SHA-256 of the offline data."""
+
+    def trust(self, named: str | None) -> None:
+        """Refuse what a folder that somebody else made could do when the runs go on; comes before anything is written.
+
+        Args:
+            named: The task that the user names, if any: only that one's module is imported.
+
+        Raises:
+            CheckpointError: A link leads out of a run's folder, or a run is named that knows nothing of the others.
+            EnvError: The task is in a module that nobody has imported.
+        """
+        for out in self.outs:
+            _check_links(out)
+            if out != self.home:
+                there = out / FOLDER / FILE
+                back = _read(out).get("home") if there.is_file() else None
+                if back is None or (out / str(back)).resolve() != self.home.resolve():
+                    raise CheckpointError(
+                        f"{self.home / FOLDER / FILE} names {out}, which does not know that it shares a population "
+                        f"with it; nothing is done there"
+                    )
+        for config in self.configs:
+            find_task(config.task, imports=named is not None and named_by_path(named) == config.task)
 
     def check(self, prepared: Prepared) -> None:
         """Refuse a task or data that are not those that the run began with.
@@ -128,6 +156,20 @@ def differing(config: RunConfig[Any], values: Mapping[str, Any]) -> list[str]:
         and name not in free
         and not name.startswith("checkpoints.")
     ]
+
+
+def _check_links(out: Path) -> None:
+    """Refuse links that lead out of a run's folder: what goes on there would write through them."""
+    for place, folders, files in os.walk(out):
+        if Path(place) == out:
+            folders[:] = [name for name in folders if name not in ELSEWHERE]
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if path.is_symlink():
+                try:
+                    check_inside(path, out)
+                except ValueError as error:
+                    raise CheckpointError(f"{out}: {error}") from None
 
 
 def _flat(values: Mapping[str, Any], head: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,26 +38,40 @@ def can_resume(folder: Path) -> bool:
     return any(status(out) != "completed" for out in request.outs)
 
 
-def resume(folder: Path, progress: ProgressSink | None = None) -> Path:
+def resume_command(folder: Path) -> str | None:
+    """The command that goes on with a run; None where there is nothing to go on with."""
+    if not can_resume(folder):
+        return None
+    request = read_request(folder)
+    words = ["o2o-smooth", "resume", str(folder)]
+    if ":" in str(request.task.get("env_id")):  # in a module that only the user may have imported
+        words += ["--task", request.configs[0].task]
+    return shlex.join(words)
+
+
+def resume(folder: Path, progress: ProgressSink | None = None, *, task: str | None = None) -> Path:
     """Go on with a run, and with those that share its population; a complete one is left as it is.
 
     Args:
         folder: The run's.
         progress: Where progress goes; default: nowhere.
+        task: The run's task, to be named where it is in a module of one's own (`module:Id`): a folder that somebody
+            else made imports nothing by itself.
 
     Returns:
         The folder.
 
     Raises:
         CheckpointError: There is no run that could be resumed, or what it needs is gone or broken.
+        EnvError: The task is in a module that nobody has imported or named.
         ConfigError: Another process is at work on it.
         Interrupted: It was asked to stop once more.
     """
-    resume_all(folder, progress)
+    resume_all(folder, progress, task=task)
     return folder
 
 
-def resume_all(folder: Path, progress: ProgressSink | None = None) -> list[Path]:
+def resume_all(folder: Path, progress: ProgressSink | None = None, *, task: str | None = None) -> list[Path]:
     """The same; gives the folders of all runs that share the population."""
     progress = progress or Silent()
     folder = Path(folder)
@@ -78,6 +93,7 @@ def resume_all(folder: Path, progress: ProgressSink | None = None) -> list[Path]
         for out in outs:
             restore_replaced(out)
         return outs
+    request.trust(task)
     return going_on(lambda: _go_on(folder, request, progress), request.home, request.configs[0], progress)
 
 

@@ -75,7 +75,7 @@ def run(config: RunConfig[Any], progress: ProgressSink | None = None, *, name: s
 
         out = Path(config.out) if config.out is not None else default_out(config)
         if found_run(config, out) is not None:
-            return resume(out, progress)
+            return resume(out, progress, task=config.task)
     set_threads(config, len(config.seeds))
     home = Path(config.out) if config.out is not None else default_out(config)
     return going_on(lambda: Run(prepare(config, progress), progress, name).do(), home, config, progress)[0]
@@ -362,6 +362,7 @@ class Run(Continued):
                         lanes=min(2, self.config.num_envs),
                         evaluator=lambda task, envs: Evaluator(task, self.agent.seeds, envs=envs),
                         collector=self._collector,
+                        look=self.request.check,
                     ),
                     pool=self.config.vectorizer == "envpool",
                     offline=None if rows is None or data is None else (rows, data.transitions),

@@ -17,34 +17,41 @@ from numpy.typing import NDArray
 from o2o_smooth.errors import CheckpointError
 
 ARRAY, NUMBER = "__array__", "__float__"
+DEEPEST = 60  # levels; a little less than is read again
 Arrays = dict[str, NDArray[Any]]
 
 
-def encode(tree: Any, arrays: Arrays, at: str = "state") -> Any:
+class Unkeepable(CheckpointError):
+    """A state that cannot be kept, or not so that it could be read again."""
+
+
+def encode(tree: Any, arrays: Arrays, at: str = "state", level: int = 1) -> Any:
     """The tree as JSON types; its arrays are put into `arrays` under names of their own.
 
     Raises:
-        CheckpointError: A leaf of another kind; the text says where.
+        Unkeepable: A leaf of another kind, or one too deep down; the text says where.
     """
+    if level > DEEPEST:
+        raise Unkeepable(f"the state at {at[:200]} is nested too deeply; it cannot be kept")
     if tree is None or (isinstance(tree, bool | int | str) and not isinstance(tree, np.generic)):
         return tree
     if isinstance(tree, float) and not isinstance(tree, np.generic):
         return tree if math.isfinite(tree) else {NUMBER: repr(tree)}
     if isinstance(tree, Mapping):
         if not all(isinstance(key, str) for key in tree) or tree.keys() & {ARRAY, NUMBER}:
-            raise CheckpointError(f"the state at {at} has keys that are no plain text; it cannot be kept")
-        return {key: encode(value, arrays, f"{at}.{key}") for key, value in tree.items()}
+            raise Unkeepable(f"the state at {at} has keys that are no plain text; it cannot be kept")
+        return {key: encode(value, arrays, f"{at}.{key}", level + 1) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [encode(value, arrays, f"{at}.{i}") for i, value in enumerate(tree)]
+        return [encode(value, arrays, f"{at}.{i}", level + 1) for i, value in enumerate(tree)]
     if isinstance(tree, torch.Tensor):
         tree = tree.detach().cpu().numpy()
     if isinstance(tree, np.ndarray | np.generic):
         values = np.asarray(tree)
         if values.dtype.kind not in "biuf":
-            raise CheckpointError(f"the state at {at} is an array of {values.dtype}; it cannot be kept")
+            raise Unkeepable(f"the state at {at} is an array of {values.dtype}; it cannot be kept")
         arrays[at] = np.array(values, order="C")  # a copy: what is kept is what was there now
         return {ARRAY: at}
-    raise CheckpointError(f"the state at {at} is a {type(tree).__name__}; it cannot be kept")
+    raise Unkeepable(f"the state at {at} is a {type(tree).__name__}; it cannot be kept")
 
 
 def decode(tree: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:

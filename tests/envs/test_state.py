@@ -336,6 +336,14 @@ def test_a_users_environment(make: type[PlainEnv], before: int) -> None:
         assert Place("start", (0.0, 0.0)) == START
 
 
+def nested(levels: int) -> Any:
+    """A list in a list, and so on."""
+    found: list[Any] = []
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
 def with_attribute(value: Any) -> Callable[[], gym.Env[Any, Any]]:
     def make() -> gym.Env[Any, Any]:
         env = PlainEnv()
@@ -355,6 +363,7 @@ def with_attribute(value: Any) -> Callable[[], gym.Env[Any, Any]]:
         (np.array([object()]), "odd is an array of object"),
         (lambda env: env.matrix[0], "odd shares its memory with env.env.env.matrix"),
         (memoryview(b"x"), "odd is a memoryview"),
+        (lambda env: nested(5000), "within things, too deeply"),
     ],
 )
 def test_what_cannot_be_kept_exactly_is_named(value: Any, words: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import operator
 import os
 import signal
 import subprocess
@@ -18,8 +19,9 @@ import pytest
 from numpy.typing import NDArray
 
 from o2o_smooth.envs import make_vector_env
+from o2o_smooth.envs.inline import InlineVectorEnv
 from o2o_smooth.envs.make import Vector, final_observations
-from o2o_smooth.envs.supervision import DROPPED, Failure, Supervision, Supervisor, faults_of
+from o2o_smooth.envs.supervision import DROPPED, Failure, Gone, Supervision, Supervisor, faults_of
 from o2o_smooth.envs.workers import WorkerVectorEnv
 from o2o_smooth.errors import EnvError
 from tests.envs.misbehaving import LENGTH, misbehaving
@@ -251,3 +253,33 @@ def test_a_supervisor_goes_on_counting_from_its_state() -> None:
     assert [new.seed(i) for i in range(2)] == [old.seed(i) for i in range(2)]
     with pytest.raises(EnvError, match="after 2 restarts"):
         new.failed(0, Failure("x"))
+
+
+def sleep(env: Any) -> str:
+    """For longer than anybody waits."""
+    time.sleep(1.0)
+    return "late"
+
+
+def test_a_late_answer_is_not_taken_for_a_step() -> None:
+    with made("async", "nothing", Supervision(timeout_s=0.3)) as envs:
+        assert isinstance(envs, WorkerVectorEnv)
+        envs.reset(seed=SEEDS)  # type: ignore[arg-type]
+        with pytest.raises(Gone, match=r"environment 0 failed: no answer for 0\.3 s"):
+            envs.ask(sleep)
+        envs.supervisor.settings = Supervision(timeout_s=30.0)
+        infos = envs.step(actions())[-1]
+        assert infos[DROPPED].all()
+        obs, _, terminated, truncated, infos = envs.step(actions())
+        assert obs[:, 1].tolist() == [1.0, 1.0] and not (terminated | truncated).any() and not infos
+
+
+def test_what_raises_when_it_is_asked_works_on() -> None:
+    for vectorizer in ("sync", "async"):
+        with made(vectorizer, "nothing") as envs:
+            envs.reset(seed=SEEDS)  # type: ignore[arg-type]
+            assert isinstance(envs, WorkerVectorEnv | InlineVectorEnv)
+            with pytest.raises(EnvError, match=r"environment 0 failed: AttributeError: .*no_such_thing") as raised:
+                envs.ask(operator.attrgetter("no_such_thing"))
+            assert not isinstance(raised.value, Gone)
+            assert DROPPED not in envs.step(actions())[-1]

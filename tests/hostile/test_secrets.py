@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import o2o_smooth
+from o2o_smooth.cli_options import command_line
 from o2o_smooth.redaction import HIDDEN, one_line, redacted, redacted_values, redacted_words, secrets_of
 from o2o_smooth.training.tracking import LocalFiles
 
@@ -178,3 +180,11 @@ def test_an_error_shows_no_secret(
     assert main(["run", "--dataset", f"https://user:{IN_URL}@host/{WORD}.hdf5", "--task", "Pendulum-v1"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and IN_URL not in error and WORD not in error
+
+
+def test_commands_that_are_written_down_hold_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_PASSWORD", WORD)
+    told = command_line("fork", ["runs/x", "--wandb-project", WORD, "--api-key", KEY, "--dataset", "a b"])
+    assert told == "o2o-smooth fork runs/x --wandb-project '***' --api-key '***' --dataset 'a b'"
+    commands = Path(o2o_smooth.__file__).parent.glob("cli*.py")
+    assert not [file for file in commands if file.stem != "cli_options" and "shlex.join" in file.read_text()]

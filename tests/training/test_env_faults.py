@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from o2o_smooth.envs import state as env_state
+from o2o_smooth.envs.supervision import Gone
 from o2o_smooth.errors import ConfigError, EnvError
-from o2o_smooth.training.config import EnvConfig, RunConfig, default_config
+from o2o_smooth.training.config import CheckpointConfig, EnvConfig, RunConfig, default_config
+from o2o_smooth.training.keeping import Keeper
 from o2o_smooth.training.run import run
 from tests.envs.misbehaving import misbehaving
 
@@ -101,3 +104,29 @@ def test_settings_out_of_range_are_named() -> None:
             EnvConfig(**wrong)
     supervision = EnvConfig(env_timeout=5.0, env_restarts=2).supervision()
     assert (supervision.timeout_s, supervision.max_restarts, supervision.repeat) == (5.0, 2, False)
+
+
+def test_a_checkpoint_waits_for_an_environment_that_has_just_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture, write = env_state.capture, Keeper.write
+    asked: list[bool] = []
+    kept: list[bool] = []
+
+    def dies(envs: Any) -> Any:
+        asked.append(len(asked) not in (2, 5))  # the first is whether they can be captured at all
+        if not asked[-1]:
+            raise Gone("environment 1 failed: its process was killed by signal 9")
+        return capture(envs)
+
+    def seen(self: Keeper, state: Any, *rest: Any, **named: Any) -> Path:
+        kept.append(state["online"]["envs"] is not None)
+        return write(self, state, *rest, **named)
+
+    monkeypatch.setattr(env_state, "capture", dies)
+    monkeypatch.setattr(Keeper, "write", seen)
+    notes = Notes()
+    run(replace(config(tmp_path, how="nothing"), checkpoints=CheckpointConfig(checkpoint_every=0.0)), notes)
+    assert len(kept) == len(asked) - 3 > 10 and all(kept)
+    assert sum("a checkpoint is put off: environment 1" in text for text in notes.said) == 2
+    assert not any("new episodes" in text for text in notes.said)

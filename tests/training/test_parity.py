@@ -29,7 +29,9 @@ from o2o_smooth.training.parity import check_parity
 from o2o_smooth.training.parity_walks import Paths
 from o2o_smooth.training.population import run_population
 from o2o_smooth.training.run import run
+from o2o_smooth.training.stopping import Stopped
 from tests.agents.test_probes import state_of
+from tests.envs.misbehaving import misbehaving
 from tests.training.test_run import data, lines, small  # noqa: F401
 
 PENDULUM = Task(id="Pendulum-v1", env_id="Pendulum-v1", max_episode_steps=30)
@@ -376,6 +378,31 @@ def test_an_environment_that_does_not_repeat_itself_is_no_disagreement() -> None
     found = check_parity(paths(make(), evaluate=Moody, collect=Moody))
     assert found.outcome == "not comparable"
     assert "does not repeat itself on equal seeds" in found.remark
+
+
+@pytest.mark.parametrize(("times", "outcome"), [(1, "agree"), (100, "not comparable")])
+@pytest.mark.parametrize("at", [3, 8])
+def test_an_environment_that_fails_on_the_way_is_no_disagreement(
+    times: int, outcome: str, at: int, tmp_path: Path
+) -> None:
+    task = misbehaving("raise", at=at, times=times, marks=str(tmp_path))
+    found = check_parity(paths(make("td3", dataclasses.replace(task, max_episode_steps=8)), task=task))
+    assert found.outcome == outcome
+    assert times == 1 or "failed while both paths were walked, 2 times" in found.remark
+
+
+@pytest.mark.parametrize("after", [2, 45])
+def test_the_check_ends_at_once_where_somebody_wants_to_stop(after: int) -> None:
+    looks = [0]
+
+    def look() -> None:
+        looks[0] += 1
+        if looks[0] == after:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        check_parity(dataclasses.replace(paths(make()), look=look))
+    assert looks[0] == after
 
 
 def test_envpools_way_compares_from_equal_starts_to_a_tolerance() -> None:

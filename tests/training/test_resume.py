@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from o2o_smooth.agents import AGENTS, CQLConfig
+from o2o_smooth.benchmarks import fork as forks
 from o2o_smooth.envs import state as env_state
 from o2o_smooth.errors import CheckpointError, ConfigError
 from o2o_smooth.training import continued
@@ -258,6 +259,58 @@ def test_two_processes_never_work_on_one_run(stopped: Path) -> None:
     resume(stopped)
 
 
+def test_a_run_that_is_being_worked_on_is_not_replaced(stopped: Path) -> None:
+    config = rebuild(json.loads((stopped / FOLDER / "run.json").read_text())["runs"][0]["config"])
+    again = dataclasses.replace(config, out=str(stopped), overwrite=True)
+    at_work = Keeper(stopped / FOLDER, CheckpointConfig())
+    at_work.lock()
+    before = sorted(stopped.rglob("*"))
+    with pytest.raises(ConfigError, match=r"is being worked on \(process \d+"):
+        run(again)
+    assert sorted(stopped.rglob("*")) == before
+    beside = stopped.parent / "beside"
+    (beside / FOLDER).mkdir(parents=True)
+    (beside / FOLDER / "run.json").write_text(json.dumps({"format": 1, "home": "../stopped"}))
+    (beside / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is being worked on"):
+        run(dataclasses.replace(again, out=str(beside)))
+    at_work.unlock()
+    run(dataclasses.replace(again, online_steps=0))
+
+
+@pytest.mark.parametrize("changes", [{"checkpoints": CheckpointConfig(auto_resume=True)}, {"overwrite": True}])
+def test_a_kill_while_a_tracker_is_opened_leaves_a_run_that_can_begin(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(tmp_path / "run", PENDULUM, None, "sac", offline_updates=0, smoothing=SmoothingConfig("jump"))
+    config = dataclasses.replace(config, seeds=(3,), online_steps=10, evaluation=SHORT, **changes)
+
+    def opened(out: Path, **options: Any) -> Any:
+        (out / "wandb").mkdir(parents=True)
+        (out / "wandb.json").write_text("{}")
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("o2o_smooth.training.output.open_sinks", opened)
+        with pytest.raises(SystemExit):
+            run(config)
+    assert not (tmp_path / "run" / "manifest.json").exists()
+    run(config)
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "completed"
+
+
+def test_an_interrupted_fork_names_the_commands_to_go_on(stopped: Path) -> None:
+    config = rebuild(json.loads((stopped / FOLDER / "run.json").read_text())["runs"][0]["config"])
+    places = {"a": stopped, "b": stopped.parent / "left-alone", "c": stopped.parent / "absent"}
+    notes = Notes()
+    forks._say_how({name: dataclasses.replace(config, out=str(out)) for name, out in places.items()}, notes)
+    assert notes.texts == [
+        f"to go on with the arms: o2o-smooth resume {places['a']}",
+        f"and when they are complete: o2o-smooth compare {places['a']} {places['b']}",
+        "not begun: c",
+    ]
+
+
 def test_a_new_run_there_is_told_to_resume(stopped: Path) -> None:
     (config,) = read_request(stopped).configs
     with pytest.raises(ConfigError, match=f"o2o-smooth resume {stopped}"):
@@ -346,3 +399,46 @@ def test_settings_come_back_exactly(tmp_path: Path) -> None:
         assert differing(config, again.to_dict()) == []
     with pytest.raises(CheckpointError, match="does not know: surprise"):
         rebuild({**config.to_dict(), "surprise": 1})
+
+
+@pytest.mark.parametrize("harm", ["deep", "large"])
+def test_environments_whose_state_could_not_be_read_again_are_left_out(
+    harm: str, tmp_path: Path, stop_at: type[StopAt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture = env_state.capture
+
+    def burdened(envs: Any) -> Any:
+        states, stop_at.limit = capture(envs), 0  # whoever looks next is to stop
+        value: Any = "x" * 300_000
+        for _ in range(70 if harm == "deep" else 0):
+            value = [value[:1] if isinstance(value, str) else value]
+        return [{**state, "burden": value} for state in states]
+
+    monkeypatch.setattr(env_state, "capture", burdened)
+    monkeypatch.setattr("o2o_smooth.training.keeping.LARGEST_STATE", 300_000)
+    with pytest.raises(Interrupted):
+        run(small(tmp_path / "run", PENDULUM, None, "sac", offline_updates=0, smoothing=SmoothingConfig("jump")))
+    monkeypatch.undo()
+    notes = Notes()
+    resume(tmp_path / "run", notes)
+    assert any("begin new episodes" in text for text in notes.texts)
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "completed"
+
+
+def test_what_making_a_checkpoint_takes_counts_whoever_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = [100.0]
+    monkeypatch.setattr("o2o_smooth.training.keeping.time.monotonic", lambda: moment[0])
+    keeper = Keeper(tmp_path / "resume", CheckpointConfig(checkpoint_every=10.0))
+
+    def due() -> bool:
+        return keeper.due
+
+    moment[0] = 111.0
+    assert due()
+    keeper.write({}, {}, begun=108.0)  # three seconds went into the state
+    moment[0] = 111.0 + 149.0
+    assert not due()
+    moment[0] += 2.0
+    assert due()
+    keeper.put_off()
+    assert not due()

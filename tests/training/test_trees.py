@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from o2o_smooth.errors import CheckpointError
-from o2o_smooth.training.trees import Arrays, decode, encode
+from o2o_smooth.reading import parse_json
+from o2o_smooth.training.trees import DEEPEST, Arrays, Unkeepable, decode, encode
 
 
 def through(tree: Any) -> Any:
@@ -59,3 +60,18 @@ def test_what_cannot_be_kept_is_refused_with_its_place(leaf: Any) -> None:
 def test_missing_arrays_are_refused() -> None:
     with pytest.raises(CheckpointError, match="missing"):
         decode({"__array__": "state.x"}, {})
+
+
+def nested(levels: int) -> Any:
+    """An array so many levels down."""
+    tree: Any = np.zeros(1)
+    for i in range(levels - 1):
+        tree = [tree] if i % 2 else {"a": tree}
+    return tree
+
+
+def test_what_is_kept_is_not_too_deep_to_be_read() -> None:
+    parse_json(json.dumps(encode(nested(DEEPEST), {})))
+    for levels in (DEEPEST + 1, 500):
+        with pytest.raises(Unkeepable, match="nested too deeply"):
+            encode(nested(levels), {})

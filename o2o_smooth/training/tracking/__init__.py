@@ -16,7 +16,7 @@ from o2o_smooth.training.tracking.local import LocalFiles
 from o2o_smooth.training.tracking.scalars import SUMMARY
 from o2o_smooth.training.tracking.timed import TimedSink
 
-__all__ = ["LocalFiles", "Sink", "Tracker", "open_sinks"]
+__all__ = ["LocalFiles", "Sink", "Tracker", "check_sinks", "open_sinks"]
 
 Warn = Callable[[str], None]
 
@@ -94,6 +94,21 @@ class Tracker:
             self._warn(_dropped(getattr(sink, "name", type(sink).__name__), error))
 
 
+def check_sinks(*, wandb: bool, tensorboard: bool, project: str) -> None:
+    """Refuse what no sink can be opened for, before anything is written.
+
+    Raises:
+        ConfigError: See `open_sinks`.
+    """
+    if wandb and redacted(project) != project:  # the server and W&B's own log would show it
+        raise ConfigError(
+            "the name of the W&B project looks like a secret, or holds one; choose another --wandb-project"
+        )
+    for asked, require in ((wandb, wandb_sink.require), (tensorboard, tensorboard_sink.require)):
+        if asked:
+            require()
+
+
 def open_sinks(
     run_dir: Path,
     *,
@@ -123,10 +138,7 @@ def open_sinks(
         ConfigError: The package of a sink is not installed; the text names the extra that brings it. Or the project's
             name holds a secret. Nothing has been written then, and no sink was opened.
     """
-    if wandb and redacted(project) != project:  # the server and W&B's own log would show it
-        raise ConfigError(
-            "the name of the W&B project looks like a secret, or holds one; choose another --wandb-project"
-        )
+    check_sinks(wandb=wandb, tensorboard=tensorboard, project=project)
 
     def open_wandb() -> Sink:
         return TimedSink(wandb_sink.WandbSink(run_dir, name, config, seeds=seeds, project=project, group=group))
@@ -134,9 +146,6 @@ def open_sinks(
     def open_tensorboard() -> Sink:
         return tensorboard_sink.TensorBoardSink(run_dir, name, config, seeds=seeds)
 
-    for asked, require in ((wandb, wandb_sink.require), (tensorboard, tensorboard_sink.require)):
-        if asked:
-            require()  # before any of them writes a file
     sinks: list[Sink] = []
     for title, asked, build in (("WandbSink", wandb, open_wandb), ("TensorBoardSink", tensorboard, open_tensorboard)):
         if not asked:
