@@ -68,6 +68,7 @@ class Lock:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._seen: tuple[Any, float] | None = None  # the other's content, and since when
+        self._moved = False  # the other has touched it since we look
 
     def acquire(self) -> bool:
         """Take the lock if it is free now; a stale one has to be looked at for a while, so ask again."""
@@ -80,6 +81,7 @@ class Lock:
             return False
         now = time.monotonic()
         if self._seen is None or self._seen[0] != other:
+            self._moved = self._seen is not None and self._seen[0].get("id") == other.get("id")
             self._seen = (other, now)
         if self._gone(other) or now - self._seen[1] >= STALE_S:
             self._remove(other)
@@ -111,6 +113,14 @@ class Lock:
         if other is None or self._gone(other):
             return None
         return f"process {other.get('pid')} on {other.get('node')}"
+
+    def alive(self) -> bool:
+        """Whether the owner surely lives: a process of this machine, or one that touched it between calls of `acquire`.
+
+        False does not mean that it is dead: one elsewhere may not have come to touch it yet.
+        """
+        other = self._read()
+        return other is not None and not self._gone(other) and (other.get("here") == here() or self._moved)
 
     def release(self) -> None:
         """Give it back, if it is still ours."""
