@@ -4,6 +4,8 @@ The lock is a file with its owner's name, which the owner touches every few seco
 free when there is no file, when its owner is a process of this machine that is gone, or when the number has not moved
 for `STALE_S` by the clock of who looks (clocks of machines need not agree). An owner that finds another's name in its
 file has been taken for dead and must stop.
+
+It says who may write. Who may run on a cluster, and who is asked to stop for that, is the matter of launchers/lease.py.
 """
 
 from __future__ import annotations

@@ -70,12 +70,15 @@ def test_how_jobs_end(launcher: LocalLauncher, tmp_path: Path) -> None:
 
 
 def test_a_job_has_its_cores_its_environment_and_its_log(launcher: LocalLauncher, tmp_path: Path) -> None:
-    code = "print(sorted(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'], os.environ['OWN'], flush=True)"
+    code = (
+        "print(sorted(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'], os.environ['OWN'], "
+        "'GPU', repr(os.environ['CUDA_VISIBLE_DEVICES']), flush=True)"
+    )
     launcher.start(_job(tmp_path, code, "a"))
     _ended(launcher)
     launcher.start(_job(tmp_path, code + "; print('wrong', file=sys.stderr)", "a"))
     _ended(launcher)
-    line = f"[{CORES[0]}] 1 x y"
+    line = f"[{CORES[0]}] 1 x y GPU ''"
     assert (tmp_path / "a.txt").read_text(encoding="utf-8").split("\n") == [line, line, "wrong", ""]
 
 

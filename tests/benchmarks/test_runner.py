@@ -181,7 +181,7 @@ def test_a_runner_of_a_machine_that_is_gone_does_not_keep_the_study(
     study = _study(tmp_path)
     owner = {"id": "other", "node": "far", "here": "far away", "pid": 1, "begun": "1", "beat": 7}
     write_json(tmp_path / "lock", owner)
-    ending, launcher, events = _run(study, {})
+    ending, _, events = _run(study, {})
     assert set(ending.done) == set(study.jobs) and any("process 1 on far had this study" in e for e in events)
     write_json(tmp_path / "lock", owner)
     waits = Listener.event

@@ -68,8 +68,7 @@ class LocalLauncher:
             self._all_gpus()[gpu] -= job.gpus
         self._running[job.id] = _Running(job, cores, gpu)
         environment = {name: str(job.cpus) for name in THREADS}
-        if job.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        environment["CUDA_VISIBLE_DEVICES"] = "" if gpu is None else gpu  # without a share it sees none
         self._tell(
             start=job.id,
             command=list(job.command),
