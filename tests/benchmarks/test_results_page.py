@@ -21,6 +21,7 @@ from o2o_smooth.benchmarks.results_study import read_groups, read_study
 from o2o_smooth.benchmarks.results_tables import code, escape, number, table
 from o2o_smooth.benchmarks.results_words import opening
 from o2o_smooth.errors import DataError
+from o2o_smooth.stability import sheet
 from o2o_smooth.stability.compared import METRICS
 from o2o_smooth.training.config import default_config
 from o2o_smooth.training.population import run_population
@@ -197,9 +198,8 @@ def test_names_cannot_break_the_page_or_a_picture(tmp_path: Path, monkeypatch: p
 
     def save(figure: Figure, path: Path) -> Path:
         drawn.update((text.get_text(), text.get_parse_math()) for text in figure.findobj(Text))
-        return saved(figure, path)
+        return sheet.save(figure, path)
 
-    saved = results_pictures.save
     monkeypatch.setattr(results_pictures, "save", save)
     arms: dict[str, dict[str, Any]] = {"jump": ARMS["jump"], "a|b <img> $x_1$ `c`": {"schedule": "linear"}}
     root = make_study(tmp_path, scores, arms=arms, seeds=(0, 1))
