@@ -193,6 +193,13 @@ def test_without_pyarrow_the_user_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     assert "results.parquet" not in page_of(root)
 
 
+def test_the_protocol_tells_what_was_run_by_task(study: Path) -> None:
+    """A task may have budgets of its own, and --scale shortens what the suite says."""
+    protocol = page_of(study).split("## Protocol")[1].split("## ")[0]
+    assert re.search(r"\| maze +\| +1,000 \| +1,000 \| +300 \| +4 \| +10 \|", protocol)
+    assert protocol.count("| seeds ") == 1
+
+
 def test_names_cannot_break_the_page_or_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: set[tuple[str, bool]] = set()
 
