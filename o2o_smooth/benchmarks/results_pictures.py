@@ -199,7 +199,9 @@ def scatter_figure(results: Sequence[GroupResult], colours: Colours) -> Figure:
         null = result.comparison.baseline.outcome.null_dip
         if null is not None:
             axes.axvline(null, color=GREY, lw=0.9, ls=(0, (1, 2)), zorder=1.5)
-        axes.set_xlim(left=min(-0.5, axes.get_xlim()[0]))
+        low, right = axes.get_xlim()
+        right = max(right, 1.0)  # where nobody has lost anything
+        axes.set_xlim(min(low, -0.03 * right), right)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         _panel(axes, result)
     figure.supxlabel("dip depth (dotted: null dip; squares: controls; hollow: A/A)", size=LABEL_SIZE, color=INK)
