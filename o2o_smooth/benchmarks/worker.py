@@ -29,6 +29,7 @@ from o2o_smooth.benchmarks.cells import from_dict
 from o2o_smooth.benchmarks.job_lock import Lock
 from o2o_smooth.benchmarks.launchers.base import INTERRUPTED
 from o2o_smooth.benchmarks.study import PlannedJob, StudyError, read_job, read_object, write_json
+from o2o_smooth.data.sources import let_go
 from o2o_smooth.errors import CheckpointError, ConfigError, O2OError
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.manifest import versions
@@ -226,7 +227,7 @@ def _make(options: str, report: Report) -> None:
 def _pretrain(job: PlannedJob, folder: Path, report: Report) -> dict[str, Any]:
     """Find each seed's pretraining in the cache, or train what is missing; then bring all into the study."""
     config = from_dict(job.configs[0])
-    data = pretrained.fingerprint(config, report)
+    data = pretrained.fingerprint(config, report, keep=True)
     specified = pretrained.specification(config)
     hashes = {seed: pretrained.address(specified, data, seed) for seed in config.seeds}
     cache = pretrained.cache_folder()
@@ -239,6 +240,7 @@ def _pretrain(job: PlannedJob, folder: Path, report: Report) -> dict[str, Any]:
         ) from None
     trained: list[int] = []
     with contextlib.ExitStack() as stack:
+        stack.callback(let_go)
         for seed, hashed in sorted(hashes.items(), key=lambda item: item[1]):  # the same order for all: no deadlock
             entry = cache / hashed
             if _usable(entry, report):

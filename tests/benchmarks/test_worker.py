@@ -21,6 +21,7 @@ from o2o_smooth.benchmarks.cells import make_cells
 from o2o_smooth.benchmarks.opening import open_study
 from o2o_smooth.benchmarks.study import Study
 from o2o_smooth.benchmarks.worker import work
+from o2o_smooth.data import sources
 from o2o_smooth.errors import CheckpointError
 from o2o_smooth.training.keeping import read_newest
 from o2o_smooth.training.output import Diverged, Output
@@ -75,6 +76,21 @@ def test_an_arm_that_diverges_costs_the_others_nothing(tmp_path: Path, monkeypat
     assert "1 of 3 runs failed, the others are done" in content["error"] and "diverged" in content["error"]
     assert _status(study) == {"jump": "completed", "linear, mixed": "completed", "diverges": "failed"}
     assert _work(study, "arms")[0][0] == 1  # told again, not tried again
+
+
+def test_a_pretraining_reads_its_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look into the cache it has to; the run then takes what was read, and nothing is left lying about."""
+    reads: list[Path] = []
+    read = sources.read_path
+
+    def counted(path: Path, *rest: Any, **named: Any) -> sources.Dataset:
+        reads.append(path)
+        return read(path, *rest, **named)
+
+    monkeypatch.setattr(sources, "read_path", counted)
+    for name in ("first", "second"):  # trained, and from the cache
+        _work(_study(tmp_path / name, TEXT), "pretrain")
+    assert len(reads) == 2 and not sources._ahead
 
 
 def test_seeds_of_a_pretraining_are_found_one_by_one_and_put_together(tmp_path: Path) -> None:
