@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ options:
   --tasks A,B --agents A,B --arms A,B --seeds 0-3,7
                           only a part of the suite, by the names in it; names with commas: give the option several times
   --scale X               budgets, ramps and distances between evaluations times X, for trying out
-  --device D              cpu, cuda or cuda:N instead of the suite's
+  --device D              cpu or cuda instead of the suite's; the launcher chooses which GPU
   --workers N             jobs at a time (default: by the cores)
   --launcher local|ray|slurm, --launcher-option NAME=VALUE
                           where jobs run (default: processes of this machine)
@@ -39,7 +39,8 @@ commands:
   rerun --failed DIR      run failed jobs again, and go on
   resume DIR              go on, without the suite
   results DIR             make tables, plots and RESULTS.md again
-  compare DIR             hold the results against published numbers
+  compare DIR [--tolerance POINTS] [--force]
+                          hold the results against published numbers (docs/results.md)
   list                    shipped suites
   show NAME               a shipped suite's file, to start one of your own from
   sweep-export SUITE --out sweep.yaml
@@ -105,6 +106,15 @@ class _Options:
         self.cache = None if cache is None else Path(cache)
         self.rest = rest
 
+    def text(self) -> str:
+        """The same options for a command that goes on."""
+        parts = [] if self.launcher == "local" else ["--launcher", self.launcher]
+        for name, value in self.launcher_options.items():
+            parts += ["--launcher-option", f"{name}={value}"]
+        parts += [] if self.workers is None else ["--workers", str(self.workers)]
+        parts += [] if self.cache is None else ["--cache", str(self.cache)]
+        return "".join(f" {shlex.quote(part)}" for part in parts)
+
 
 def _run(arguments: list[str]) -> int:
     from o2o_smooth.benchmarks.cells import Filters, make_cells
@@ -155,7 +165,7 @@ def _go(study: Any, options: _Options) -> int:
     from o2o_smooth.benchmarks.runner import Runner
     from o2o_smooth.benchmarks.study_view import duration, show_study
 
-    launcher, workers = _launcher(options)
+    launcher, workers = _launcher(options, max((job.cpus for job in study.jobs.values()), default=1))
     with show_study(study, workers) as view:
         ending = Runner(study, launcher, view, retries=options.retries, cache=options.cache).run()
     print(f"{len(ending.done)} of {len(study.jobs)} jobs done, in {duration(ending.seconds)}")
@@ -164,17 +174,19 @@ def _go(study: Any, options: _Options) -> int:
     for job, by in ending.blocked.items():
         print(f"blocked: {job}, by {by}")
     if ending.interrupted:
-        print(f"interrupted; go on with: o2o-smooth bench resume {study.folder}")
+        print(f"interrupted; go on with: o2o-smooth bench resume {study.folder}{options.text()}")
         return 130
     if ending.failed:
-        print(f"logs: o2o-smooth bench logs {study.folder}; again: o2o-smooth bench rerun --failed {study.folder}")
+        again = f"o2o-smooth bench rerun --failed {study.folder}{options.text()}"
+        print(f"logs: o2o-smooth bench logs {study.folder}; again: {again}")
     for line in make_results(study.folder):
         print(line)
     return 1 if ending.failed else 0
 
 
-def _launcher(options: _Options) -> tuple[Any, int]:
-    """The launcher, and how many jobs it is taken to run at a time."""
+def _launcher(options: _Options, cpus: int) -> tuple[Any, int]:
+    """The launcher, and how many jobs of so many cores it is taken to run at a time."""
+    from o2o_smooth.benchmarks.launchers import make_launcher
     from o2o_smooth.benchmarks.launchers.local import LocalLauncher
     from o2o_smooth.benchmarks.placement import cores
 
@@ -182,13 +194,10 @@ def _launcher(options: _Options) -> tuple[Any, int]:
         if options.launcher_options:
             raise O2OError("--launcher-option is for ray and slurm; local processes take --workers")
         local = LocalLauncher()
-        if options.workers is not None and options.workers < len(local.cores):
-            local = LocalLauncher(cores=local.cores[: options.workers])
-        return local, options.workers or cores()
-    make: Any = getattr(importlib.import_module("o2o_smooth.benchmarks.launchers"), "make_launcher", None)
-    if make is None:
-        raise O2OError(f"there is no launcher '{options.launcher}'; there is local")
-    return make(options.launcher, options.launcher_options), options.workers or cores()
+        if options.workers is not None and options.workers * cpus < len(local.cores):
+            local = LocalLauncher(cores=local.cores[: options.workers * cpus])
+        return local, max(1, len(local.cores) // cpus)
+    return make_launcher(options.launcher, options.launcher_options), options.workers or cores()
 
 
 # About studies
@@ -274,13 +283,13 @@ def _results(arguments: list[str]) -> int:
 
 
 def _compare(arguments: list[str]) -> int:
+    from o2o_smooth.benchmarks.results import compare
+    from o2o_smooth.benchmarks.results_compare import TOLERANCE
+
     force = "--force" in arguments
-    folder = _folder([argument for argument in arguments if argument != "--force"], "compare")
-    try:
-        module: Any = importlib.import_module("o2o_smooth.benchmarks.results")
-    except ModuleNotFoundError:
-        raise O2OError("this version cannot compare with published numbers") from None
-    return int(module.compare(folder, force=force))
+    rest, tolerance = take([argument for argument in arguments if argument != "--force"], "--tolerance")
+    points = TOLERANCE if tolerance is None else _real(tolerance, "--tolerance")
+    return compare(_folder(rest, "compare"), force=force, tolerance=points)
 
 
 def _list(arguments: list[str]) -> int:

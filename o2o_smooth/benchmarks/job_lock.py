@@ -4,6 +4,8 @@ The lock is a file with its owner's name, which the owner touches every few seco
 free when there is no file, when its owner is a process of this machine that is gone, or when the number has not moved
 for `STALE_S` by the clock of who looks (clocks of machines need not agree). An owner that finds another's name in its
 file has been taken for dead and must stop.
+
+It says who may write. Who may run on a cluster, and who is asked to stop for that, is the matter of launchers/lease.py.
 """
 
 from __future__ import annotations
@@ -68,6 +70,7 @@ class Lock:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._seen: tuple[Any, float] | None = None  # the other's content, and since when
+        self._moved = False  # the other has touched it since we look
 
     def acquire(self) -> bool:
         """Take the lock if it is free now; a stale one has to be looked at for a while, so ask again."""
@@ -80,6 +83,7 @@ class Lock:
             return False
         now = time.monotonic()
         if self._seen is None or self._seen[0] != other:
+            self._moved = self._seen is not None and self._seen[0].get("id") == other.get("id")
             self._seen = (other, now)
         if self._gone(other) or now - self._seen[1] >= STALE_S:
             self._remove(other)
@@ -111,6 +115,14 @@ class Lock:
         if other is None or self._gone(other):
             return None
         return f"process {other.get('pid')} on {other.get('node')}"
+
+    def alive(self) -> bool:
+        """Whether the owner surely lives: a process of this machine, or one that touched it between calls of `acquire`.
+
+        False does not mean that it is dead: one elsewhere may not have come to touch it yet.
+        """
+        other = self._read()
+        return other is not None and not self._gone(other) and (other.get("here") == here() or self._moved)
 
     def release(self) -> None:
         """Give it back, if it is still ours."""

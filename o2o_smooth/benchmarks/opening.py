@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from o2o_smooth.benchmarks.cells import Cell
 from o2o_smooth.benchmarks.plan import Plan, make_plan
@@ -65,12 +63,10 @@ def open_study(
 
 def make_results(folder: Path) -> list[str]:
     """Write tables, plots and RESULTS.md of what is there; returns lines for people."""
+    from o2o_smooth.benchmarks.results import write_results
+
     try:
-        module: Any = importlib.import_module("o2o_smooth.benchmarks.results")
-    except ModuleNotFoundError:
-        return [f"runs: {folder / 'runs'}"]
-    try:
-        module.write_results(folder)
+        write_results(folder)
     except O2OError as error:
         return [f"no results: {' '.join(str(error).split())}"]
     found = []

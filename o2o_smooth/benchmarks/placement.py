@@ -54,7 +54,9 @@ SPEEDS = {
     "fp32": Speed(overhead_s=0.9e-3, flops_per_s=90e9, second_thread=0.88, neighbour=0.95),
     "bf16": Speed(overhead_s=1.3e-3, flops_per_s=353e9, second_thread=0.85, neighbour=0.95),
 }
-ENV_STEP_S = 1e-4  # a step of one MuJoCo environment, acting included
+ENV_STEP_S = {"corridor": 1e-5, "classic": 3e-5, "pointmaze": 8e-5, "mujoco": 2e-4}
+"""A step of one environment, acting included, by what computes it."""
+CLASSIC = ("Pendulum", "MountainCarContinuous")
 START_S = 4.0  # a process imports torch and MuJoCo
 PREPARE_S = 1.0  # a population reads its data, makes its environments and draws its pictures
 _OBS_DIM, _ACTION_DIM, _EPISODE = 17, 6, 1000  # where nothing better is known; the hidden layers dominate
@@ -137,6 +139,13 @@ def _processes(
     return Placement("processes", tuple(jobs), workers, max(busy), text)
 
 
+def env_step_s(name: str) -> float:
+    """Predicted seconds of a step of one environment of a task."""
+    task = find_task(name)
+    classic = task.domain == "other" and task.env_id.partition("-v")[0] in CLASSIC
+    return ENV_STEP_S["classic" if classic else task.domain if task.domain in ENV_STEP_S else "mujoco"]
+
+
 def _job_s(configs: Sequence[RunConfig[Any]], cpus: int, speed: Speed) -> float:
     """Predicted seconds of runs that share one learner on so many cores."""
     config, members = configs[0], make_members(configs)
@@ -144,16 +153,17 @@ def _job_s(configs: Sequence[RunConfig[Any]], cpus: int, speed: Speed) -> float:
     episode = find_task(config.task).max_episode_steps or _EPISODE
     evaluation = config.evaluation
     points = len(evaluation.online_steps(config.online_steps)) if config.online_steps else 0
+    step_s = env_step_s(config.task)
     steps = config.online_steps + points * evaluation.eval_episodes * episode
     offline = 0.0
     if config.pretrained is None:
         before = len(members.firsts)
         offline = config.offline_updates * _update_s(config, before, cpus, speed)
-        offline += before * evaluation.switch_episodes * episode * ENV_STEP_S
+        offline += before * evaluation.switch_episodes * episode * step_s
     # As soon as one member is in its ramp, both objectives are computed for all.
     objectives = 1 if all(c.smoothing.schedule in ("jump", "stay") for c in configs) else 2
     online = config.utd * config.online_steps * _update_s(config, count, cpus, speed, objectives)
-    return PREPARE_S + offline + online + count * steps * ENV_STEP_S
+    return PREPARE_S + offline + online + count * steps * step_s
 
 
 def _update_s(config: RunConfig[Any], members: int, cpus: int, speed: Speed, objectives: int = 1) -> float:

@@ -27,6 +27,7 @@ from o2o_smooth.data.generate import generated_id
 from o2o_smooth.data.installed import is_installed
 from o2o_smooth.data.sources import is_path
 from o2o_smooth.envs import find_task
+from o2o_smooth.errors import ConfigError
 from o2o_smooth.training.config import RunConfig, SmoothingConfig
 from o2o_smooth.training.config_hygiene import AnchorConfig, AveragingConfig, HygieneConfig
 from o2o_smooth.training.prepare import needs_dataset
@@ -346,12 +347,28 @@ def _job(
         tuple(names),
         tuple(folders),
         placement.cpus,
-        placement.gpus if configs[0].device != "cpu" else 0.0,
+        _gpus(configs[0].device, placement),
         part.memory,
         part.seconds,
         _updates(configs),
         title=f"{group.task}, {group.agent}: {what}, {_seeds_text(part.seeds)}",
     )
+
+
+def _gpus(device: str, placement: PlacementSettings) -> float:
+    """Share of a GPU that the launcher gives a job, which then sees that one alone.
+
+    Raises:
+        ConfigError: The device is a certain GPU.
+    """
+    if device == "cpu":
+        return 0.0
+    if ":" in device:
+        raise ConfigError(
+            f"device {device} is a certain GPU, and here the launcher chooses it; write cuda (of this machine's GPUs, "
+            f"CUDA_VISIBLE_DEVICES names those to use)"
+        )
+    return placement.gpus or 1.0
 
 
 def _updates(configs: Sequence[RunConfig[Any]]) -> int:

@@ -20,7 +20,7 @@ import torch
 from o2o_smooth.agents import AGENTS
 from o2o_smooth.agents.settings import leaves, offline_setting
 from o2o_smooth.agents.storage import SHARED, read_json, read_tensors, write_directory
-from o2o_smooth.data.sources import Dataset, load_dataset
+from o2o_smooth.data.sources import keep_for_next, load_dataset
 from o2o_smooth.envs import Task, find_task
 from o2o_smooth.errors import CheckpointError
 from o2o_smooth.training.audit import ROWS_FILE
@@ -80,20 +80,27 @@ def digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def fingerprint(config: RunConfig[Any], progress: ProgressSink) -> dict[str, str]:
+def fingerprint(config: RunConfig[Any], progress: ProgressSink, *, keep: bool = False) -> dict[str, str]:
     """What identifies the contents of a run's dataset; it is made or fetched where it is not there.
+
+    Args:
+        config: The run's.
+        progress: Where progress goes.
+        keep: The run comes next: it need not read them again (`let_go` of `data.sources` if it does not come).
 
     Raises:
         DataError: It cannot be had.
     """
     task: Task = find_task(config.task)
-    dataset: Dataset = load_dataset(
+    dataset = load_dataset(
         task,
         dataset=config.dataset,
         provenance=config.provenance,
         progress=when_slow(progress.update),
         log=progress.note,
     )
+    if keep:
+        keep_for_next(task, config.dataset, config.provenance, dataset)
     return {"sha256": dataset.sha256, "provenance": dataset.provenance}
 
 

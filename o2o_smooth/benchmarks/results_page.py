@@ -120,7 +120,7 @@ def _notes(found: Findings) -> list[str]:
 
 
 def _protocol(found: Findings) -> str:
-    rows = [[escape(name), escape(_plain(value))] for name, value in found.study.protocol.items()]
+    rows = [[escape(name), escape(_plain(value))] for name, value in found.study.protocol.items() if name != "seeds"]
     groups = found.groups
     arms = dict.fromkeys(run.arm for run in found.study.runs)
     rows += [
@@ -132,7 +132,21 @@ def _protocol(found: Findings) -> str:
     ]
     settings = {run.arm: run.settings for run in found.study.runs}
     told = [[escape(arm), escape(_plain(dict(own)) or "-")] for arm, own in settings.items()]
-    return f"{table(['Setting', 'Value'], rows, left=2)}\n\n{table(['Arm', 'What makes it'], told, left=2)}"
+    parts = [table(["Setting of the suite", "Value"], rows, left=2), _as_run(found)]
+    return "\n\n".join(part for part in (*parts, table(["Arm", "What makes it"], told, left=2)) if part)
+
+
+def _as_run(found: Findings) -> str:
+    """Budgets and evaluations by task, as the runs had them: tasks have their own, and `--scale` shortens all."""
+    header = ["Task", "Offline updates", "Online steps", "Ramp, steps", "Evaluations", "Episodes each"]
+    keys = ("offline_updates", "online_steps", "ramp_steps", "evaluations", "episodes")
+    tasks = dict.fromkeys(str(row["task"]) for row in found.rows)
+    rows = []
+    for task in tasks:
+        own = [row for row in found.rows if row["task"] == task and row["status"] == "completed"]
+        values = [sorted({row[key] for row in own if row[key]}) for key in keys]  # a jump has a ramp of 0
+        rows.append([escape(task), *(", ".join(f"{value:,.0f}" for value in some) or "-" for some in values)])
+    return table(header, rows) if rows else ""
 
 
 def _plain(value: Any) -> str:
@@ -324,7 +338,11 @@ def _shared(study: Study) -> str:
         except (OSError, ValueError, KeyError, TypeError):
             continue
     words = {"data": "making data", "pretrain": "pretrainings"}
-    told = [f"{words[k]} {sum(v):,.0f} seconds ({len(v)} jobs)" for k, v in took.items() if k in words]
+    told = [
+        f"{words[k]} {sum(v):,.0f} seconds ({len(v)} job{'s' if len(v) > 1 else ''})"
+        for k, v in took.items()
+        if k in words
+    ]
     return f" Beside these: {', '.join(told)}." if told else ""
 
 

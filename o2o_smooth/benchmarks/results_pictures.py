@@ -25,7 +25,7 @@ from o2o_smooth.stability.lettering import GREY, INK, LABEL_SIZE, headings
 from o2o_smooth.stability.panels import bands, spread_figure
 from o2o_smooth.stability.plots import switch_figure
 from o2o_smooth.stability.report_files import ramp_end
-from o2o_smooth.stability.sheet import FAINT, PAPER, arm_colours, dress, log_time, new_figure, save
+from o2o_smooth.stability.sheet import FAINT, PAPER, arm_colours, dress, literal, log_time, new_figure, save
 from o2o_smooth.stability.statistics import performance_profile
 from o2o_smooth.training.pictures import describe_arms
 
@@ -57,11 +57,7 @@ def file_name(*parts: str) -> str:
     return "-".join(re.sub(r"[^\w.]+", "-", part).strip("-.") or "x" for part in parts)
 
 
-def plain(text: str) -> str:
-    """A name that is drawn as it is, never as a formula."""
-    return text.replace("$", r"\$")
-
-
+@literal
 def draw_all(results: Sequence[GroupResult], across: Sequence[Across], folder: Path) -> list[Picture]:
     """Draw everything into a folder.
 
@@ -118,11 +114,11 @@ def draw_all(results: Sequence[GroupResult], across: Sequence[Across], folder: P
         parts = (result.group.task, result.group.agent)
         put(curves_figure(result), "curves", label, f"{label}: curves from the switch on.", *parts)
         subtitle = _subtitle(comparison)
-        title = plain(f"{label}: dips and recoveries")
+        title = f"{label}: dips and recoveries"
         figure = spread_figure(comparison, title=title, subtitle=subtitle)
         put(figure, "dips", label, f"{label}: a dot a seed; the grey mark is the null dip.", *parts)
         if len(comparison.columns) > 1:
-            title = plain(f"{label}: leaderboards")
+            title = f"{label}: leaderboards"
             figure = board_figure(result.boards, colours, title=title, iqm=False)
             put(figure, "board", label, f"{label}: means over seeds with their intervals.", *parts)
     return drawn
@@ -140,18 +136,18 @@ def curves_figure(result: GroupResult) -> Figure:
     """All curves of one task and agent around the switch, as the report draws them."""
     comparison = result.comparison
     return switch_figure(
-        {plain(column.arm.name): column.arm.curves for column in comparison.columns},
-        title=plain(result.group.label),
+        {column.arm.name: column.arm.curves for column in comparison.columns},
+        title=result.group.label,
         subtitle=_subtitle(comparison),
         unit=comparison.unit,
         ramp_end=ramp_end(comparison),
-        bands={plain(name): band for name, band in bands(comparison).items()},
+        bands=dict(bands(comparison)),
     )
 
 
 def _subtitle(comparison: Comparison) -> str:
     arms = {column.arm.name: column.arm.curves for column in comparison.columns}
-    return plain(f"{describe_arms(arms)}; {comparison.budget:,.0f} online steps")
+    return f"{describe_arms(arms)}; {comparison.budget:,.0f} online steps"
 
 
 def overview_figure(results: Sequence[GroupResult], colours: Colours) -> Figure:
@@ -203,7 +199,9 @@ def scatter_figure(results: Sequence[GroupResult], colours: Colours) -> Figure:
         null = result.comparison.baseline.outcome.null_dip
         if null is not None:
             axes.axvline(null, color=GREY, lw=0.9, ls=(0, (1, 2)), zorder=1.5)
-        axes.set_xlim(left=min(-0.5, axes.get_xlim()[0]))
+        low, right = axes.get_xlim()
+        right = max(right, 1.0)  # where nobody has lost anything
+        axes.set_xlim(min(low, -0.03 * right), right)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         _panel(axes, result)
     figure.supxlabel("dip depth (dotted: null dip; squares: controls; hollow: A/A)", size=LABEL_SIZE, color=INK)
@@ -248,7 +246,7 @@ def board_figure(boards: Sequence[Board], colours: Colours, *, title: str, iqm: 
         dress(axes)
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", color=FAINT, lw=0.7)
-        axes.set_yticks(range(len(arms)), [plain(arm) for arm in arms])
+        axes.set_yticks(range(len(arms)), arms)
         axes.set_ylim(len(arms) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         if board.metric.key in _FROM_ZERO:
@@ -300,12 +298,12 @@ def _grid(
     total = rows * height + legend + 0.75
     figure = new_figure(height=total)
     grid = figure.subplots(rows, columns, squeeze=False)
-    headings(figure, plain(title), "")
+    headings(figure, title, "")
     engine = figure.get_layout_engine()
     assert isinstance(engine, ConstrainedLayoutEngine)
     x, y, width, high = engine.get()["rect"]
     engine.set(rect=(x, y, width, high - legend / total))
-    handles = [Line2D([], [], color=colours[arm][0], ls=colours[arm][1], lw=2.3, label=plain(arm)) for arm in arms]
+    handles = [Line2D([], [], color=colours[arm][0], ls=colours[arm][1], lw=2.3, label=arm) for arm in arms]
     figure.legend(
         handles=handles,
         loc="upper left",
@@ -328,7 +326,7 @@ def _panel(axes: Axes, result: GroupResult) -> None:
     axes.tick_params(labelsize=7.5)
     note = " (return)" if result.comparison.unit == "return" else ""
     words = f"{short(result.group.task)}\n{short(result.group.agent)}{note}"
-    axes.set_title(plain(words), fontsize=7.4, color=INK, loc="left", fontweight="bold")
+    axes.set_title(words, fontsize=7.4, color=INK, loc="left", fontweight="bold")
 
 
 def short(name: str, most: int = 34) -> str:

@@ -85,7 +85,7 @@ RUN_FIELDS = (
     Field("evaluations", "int", "evaluations from the switch on"),
     Field("episodes", "int", "episodes of an evaluation after the switch (median)"),
     Field("updates", "int", "updates at the last evaluation, those before the switch included"),
-    Field("wall_s", "float", "seconds from the run's start to its end; of the whole population where it shares one"),
+    Field("wall_s", "float", "seconds at work, over all starts; of the whole population where it shares one"),
     Field("members", "int", "members of the population it was trained in, itself included"),
     Field("updates_per_s", "float", "of that population, after the switch (median)"),
     Field("device", "text", "where it ran"),
@@ -275,7 +275,10 @@ def _described(one: SeedRun, rate: Mapping[str, float]) -> Row:
 
 
 def _seconds(manifest: Mapping[str, Any]) -> float | None:
-    """How long a run took."""
+    """How long a run took; of older ones that did not say so, from its start to its end."""
+    told = manifest.get("wall_s")
+    if isinstance(told, int | float):
+        return float(told)
     try:
         begin, end = (datetime.datetime.fromisoformat(str(manifest.get(key))) for key in ("started", "finished"))
     except ValueError:

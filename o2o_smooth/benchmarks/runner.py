@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import sys
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from o2o_smooth.benchmarks.job_lock import Lock
+from o2o_smooth.benchmarks.job_lock import STALE_S, Lock
 from o2o_smooth.benchmarks.launchers.base import Ended, Job, Launcher
 from o2o_smooth.benchmarks.pretrained import CACHE_VARIABLE
 from o2o_smooth.benchmarks.study import PlannedJob, Study, StudyError, write_json
@@ -95,14 +96,7 @@ class Runner:
             StudyError: Another runner has the study.
         """
         lock = Lock(self.study.folder / "lock")
-        deadline = time.monotonic() + 1.0
-        while not lock.acquire():
-            if time.monotonic() > deadline and (owner := lock.owner()) is not None:
-                raise StudyError(
-                    f"{owner} is at work on {self.study.folder}; o2o-smooth bench status {self.study.folder} shows how "
-                    f"far it is"
-                )
-            time.sleep(0.1)
+        self._take(lock)
         begun, interrupted = time.monotonic(), False
         before = signal.getsignal(signal.SIGTERM)
         try:
@@ -129,6 +123,22 @@ class Runner:
             time.monotonic() - begun,
         )
 
+    def _take(self, lock: Lock) -> None:
+        """Take the study; of an owner elsewhere, or before this machine's restart, a sign of life is waited for."""
+        deadline, told = time.monotonic() + 1.0, False
+        while not lock.acquire():
+            owner = lock.owner()
+            if time.monotonic() > deadline and owner is not None:
+                if lock.alive():
+                    raise StudyError(
+                        f"{owner} is at work on {self.study.folder}; o2o-smooth bench status {self.study.folder} shows "
+                        f"how far it is"
+                    )
+                if not told:
+                    told = True
+                    self.view.event(f"{owner} had this study; waiting up to {STALE_S:.0f} s for a sign of it")
+            time.sleep(0.1)
+
     # The loop
 
     def _loop(self) -> None:
@@ -149,6 +159,8 @@ class Runner:
             found = self.study.progress(name)
             if found.state == "done":
                 standing.state, standing.earlier = "done", True
+            elif found.state == "failed" and found.content.get("launch"):  # it never began
+                (self.study.job_folder(name) / "failed.json").unlink()
             elif found.state == "failed":
                 standing.state, standing.detail = "failed", found.detail
             elif name in running:
@@ -172,8 +184,8 @@ class Runner:
                     continue
             try:
                 self.launcher.start(job)
-            except LaunchError as error:
-                self._failed(standing, str(error))
+            except LaunchError as error:  # of this launcher; the next go may have another, or a larger machine
+                self._failed(standing, str(error), launch=True)
                 continue
             standing.state, standing.begun = "running", now
             standing.where = self.launcher.running().get(job.id, "")
@@ -220,11 +232,11 @@ class Runner:
                 standing.state = "waiting"
                 self.view.event(f"lost, starts again: {ended.job}: {why} ({ended.where})")
 
-    def _failed(self, standing: Standing, why: str) -> None:
+    def _failed(self, standing: Standing, why: str, *, launch: bool = False) -> None:
         standing.state, standing.detail = "failed", why
         file = self.study.job_folder(standing.job.id) / "failed.json"
         if not file.is_file():
-            write_json(file, {"job": standing.job.id, "error": why, "runs": {}, "traceback": None})
+            write_json(file, {"job": standing.job.id, "error": why, "runs": {}, "traceback": None, "launch": launch})
         self.view.event(f"FAILED: {standing.job.id}: {why}")
 
     def _block(self) -> None:
@@ -240,28 +252,32 @@ class Runner:
                     break
 
     def _stop(self) -> None:
-        """Ask all jobs to stop in good order."""
-        self.view.event("stopping; jobs write down where they are")
-        for name, standing in self.standings.items():
-            if standing.state == "running":
-                self.launcher.cancel(name)
+        """Tell that the launcher is closed, which stops all jobs in good order, or leaves them alone."""
+        left = sum(standing.state == "running" for standing in self.standings.values())
+        if self.launcher.keep:
+            self.view.event(f"stopping; {left} jobs stay at the cluster")
+        else:
+            self.view.event("stopping; jobs write down where they are")
 
     def _log(self, standing: Standing) -> Path:
         return self.study.job_folder(standing.job.id) / "log.txt"
 
     def _fill_in(self) -> None:
         """Write into the study what pretraining each run goes on from, where that is known by now."""
+        study = self.study
+        with contextlib.suppress(StudyError):
+            study = Study.read(study.folder)  # more may have been planned meanwhile
         runs = []
-        for run in self.study.runs:
+        for run in study.runs:
             known = run.pretraining
-            for need in self.study.jobs[run.job].needs:
-                found = self.study.progress(need)
+            for need in study.jobs[run.job].needs:
+                found = study.progress(need)
                 if found.state == "done" and "pretraining" in found.content:
                     known = str(found.content["pretraining"])
             runs.append(dataclasses.replace(run, pretraining=known))
-        if runs != self.study.runs:
-            self.study.runs = runs
-            self.study.write()
+        if runs != study.runs:
+            study.runs = runs
+            study.write()
 
 
 def _ranks(study: Study) -> dict[str, float]:

@@ -95,7 +95,7 @@ class PlacementSettings:
     cpus: int = 1
     """Cores of a job."""
     gpus: float = 0.0
-    """Share of a GPU that a job takes, with device cuda: 0.25 lets four jobs share one."""
+    """Share of a GPU that a job takes, with device cuda: 0.25 lets four jobs share one; 0: a whole one."""
 
     def __post_init__(self) -> None:
         for name in ("seeds_per_job", "arms_per_job", "gpus"):

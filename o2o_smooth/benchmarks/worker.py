@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from o2o_smooth.benchmarks.cells import from_dict
 from o2o_smooth.benchmarks.job_lock import Lock
 from o2o_smooth.benchmarks.launchers.base import INTERRUPTED
 from o2o_smooth.benchmarks.study import PlannedJob, StudyError, read_job, read_object, write_json
+from o2o_smooth.data.sources import let_go
 from o2o_smooth.errors import CheckpointError, ConfigError, O2OError
 from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.manifest import versions
@@ -123,6 +124,7 @@ class Report:
         self.tasks: dict[str, tuple[int, int, str]] = {}
         self.expected = 0  # units of all tasks together; 0: not known
         self.finished = 0  # of these, units of runs that were done before
+        self._first: dict[str, int] = {}  # where tasks were when this attempt first told of them
         self.begun, self.clock, self._written = _now(), time.monotonic(), -1.0
         before: dict[str, Any] = {}
         with contextlib.suppress(StudyError):
@@ -134,6 +136,7 @@ class Report:
     def update(self, name: str, done: int, total: int, remark: str = "") -> None:
         """See `ProgressSink`."""
         self.tasks[name] = (done, total, remark)
+        self._first.setdefault(name, done)
         self.plain.update(name, done, total, remark)
         if time.monotonic() - self._written >= _STATE_S:
             self.write()
@@ -145,10 +148,13 @@ class Report:
 
     def fraction(self) -> float:
         """How much of the job is done, as far as it is known."""
+        return self._share({name: done for name, (done, _, _) in self.tasks.items()})
+
+    def _share(self, tasks: Mapping[str, int]) -> float:
         if not self.expected:
             return 0.0
-        counted = [done for name, (done, _, _) in self.tasks.items() if name.endswith(("offline", "online"))]
-        return min(1.0, (self.finished + sum(counted)) / self.expected)
+        counted = sum(done for name, done in tasks.items() if name.endswith(("offline", "online")))
+        return min(1.0, (self.finished + counted) / self.expected)
 
     def write(self, state: str = "running") -> None:
         """Write state.json."""
@@ -164,7 +170,7 @@ class Report:
                     "started": self.begun,
                     "seconds": round(time.monotonic() - self.clock, 1),
                     "fraction": self.fraction(),
-                    "resumed_at": self.finished / self.expected if self.expected else 0.0,
+                    "resumed_at": self._share(self._first),
                     "tasks": {name: list(task) for name, task in self.tasks.items()},
                 },
             )
@@ -221,7 +227,7 @@ def _make(options: str, report: Report) -> None:
 def _pretrain(job: PlannedJob, folder: Path, report: Report) -> dict[str, Any]:
     """Find each seed's pretraining in the cache, or train what is missing; then bring all into the study."""
     config = from_dict(job.configs[0])
-    data = pretrained.fingerprint(config, report)
+    data = pretrained.fingerprint(config, report, keep=True)
     specified = pretrained.specification(config)
     hashes = {seed: pretrained.address(specified, data, seed) for seed in config.seeds}
     cache = pretrained.cache_folder()
@@ -235,6 +241,7 @@ def _pretrain(job: PlannedJob, folder: Path, report: Report) -> dict[str, Any]:
         ) from None
     trained: list[int] = []
     with contextlib.ExitStack() as stack:
+        stack.callback(let_go)
         for seed, hashed in sorted(hashes.items(), key=lambda item: item[1]):  # the same order for all: no deadlock
             entry = cache / hashed
             if _usable(entry, report):

@@ -63,9 +63,12 @@ def load_dataset(
     say = log if log is not None else _silent
     if provenance is not None and provenance not in PROVENANCES:
         raise DataError(f"provenance is {provenance!r}, expected one of {', '.join(PROVENANCES)}")
-    if dataset is None and (file := d4rl_file(task)) is not None:
+    ahead = _ahead.pop((task.id, dataset, provenance), None)
+    if ahead is None and dataset is None and (file := d4rl_file(task)) is not None:
         dataset = str(file)
-    if dataset is not None and is_path(dataset):
+    if ahead is not None:
+        loaded = ahead
+    elif dataset is not None and is_path(dataset):
         announce(Path(dataset), say)
         loaded = read_path(Path(dataset), task, provenance=provenance, progress=_part(progress, "reading the dataset"))
     else:
@@ -76,6 +79,27 @@ def load_dataset(
         loaded = clip_actions(loaded, *action_box)
     say(f"data: {loaded.note}")
     return loaded
+
+
+_ahead: dict[tuple[str, str | None, str | None], Dataset] = {}
+
+
+def keep_for_next(task: Task, dataset: str | None, provenance: str | None, loaded: Dataset) -> None:
+    """Let the next `load_dataset` of the same data take what was read already; large data are read again.
+
+    Args:
+        task: As `load_dataset` has it.
+        dataset: Likewise.
+        provenance: Likewise.
+        loaded: What it gave, with no action box. It belongs to the one that takes it.
+    """
+    if sum(np.asarray(column).nbytes for column in vars(loaded.transitions).values() if column is not None) < LARGE:
+        _ahead[task.id, dataset, provenance] = loaded
+
+
+def let_go() -> None:
+    """Forget what nobody has taken."""
+    _ahead.clear()
 
 
 def announce(path: Path, say: Callable[[str], None]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from o2o_smooth.errors import DataError
 
 K = TypeVar("K", bound=Hashable)
-_LARGEST = 1e60  # no sum of float32 rewards is beyond
+_LARGEST = 1e30
 AND = " + "
 """Between the names where the seeds of one arm come from several sets."""
 

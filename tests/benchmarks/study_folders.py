@@ -71,6 +71,7 @@ def make_run(
         "versions": {"o2o_smooth": "0.1.0", "torch": "2.13.0", "commit": "abc123"},
         "started": "2026-01-01T00:00:00+00:00",
         "finished": "2026-01-01T00:01:30+00:00",
+        "wall_s": 70.0,  # it was away for a while
     }
     rows, metrics = [], []
     for seed in seeds:

@@ -136,7 +136,7 @@ def test_ctrl_c_stops_everything_and_the_command_on_the_screen_goes_on(
         process.send_signal(signal.SIGINT)
         text, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 130, text
-    assert f"o2o-smooth bench resume {out}" in text
+    assert f"o2o-smooth bench resume {out} --workers 1 --cache {made.root / 'cache'}" in text
     study = Study.read(out)
     assert all(study.progress(job).state != "running" for job in study.jobs)
     assert main(["bench", "resume", str(out), *options]) == 0

@@ -57,24 +57,28 @@ def _ended(launcher: LocalLauncher, count: int = 1) -> list[Ended]:
 
 
 def test_how_jobs_end(launcher: LocalLauncher, tmp_path: Path) -> None:
-    cases = {"0": ("done", ""), "75": ("interrupted", ""), "3": ("failed", "exit code 3")}
+    cases = {"0": ("done", ""), "75": ("interrupted", "stopped in good order"), "3": ("failed", "exit code 3")}
     for code, (outcome, detail) in cases.items():
         launcher.start(_job(tmp_path, f"sys.exit({code})"))
         (ended,) = _ended(launcher)
         assert (ended.outcome, ended.detail) == (outcome, detail) and ended.where
-    launcher.start(_job(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)"))
-    (ended,) = _ended(launcher)
-    assert ended.outcome == "lost" and "SIGKILL" in ended.detail
+    for name, outcome in (("SIGKILL", "lost"), ("SIGSEGV", "failed")):  # a crash would only be repeated
+        launcher.start(_job(tmp_path, f"os.kill(os.getpid(), signal.{name})"))
+        (ended,) = _ended(launcher)
+        assert ended.outcome == outcome and name in ended.detail
     assert launcher.running() == {} and launcher.poll() == []
 
 
 def test_a_job_has_its_cores_its_environment_and_its_log(launcher: LocalLauncher, tmp_path: Path) -> None:
-    code = "print(sorted(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'], os.environ['OWN'], flush=True)"
+    code = (
+        "print(sorted(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'], os.environ['OWN'], "
+        "'GPU', repr(os.environ['CUDA_VISIBLE_DEVICES']), flush=True)"
+    )
     launcher.start(_job(tmp_path, code, "a"))
     _ended(launcher)
     launcher.start(_job(tmp_path, code + "; print('wrong', file=sys.stderr)", "a"))
     _ended(launcher)
-    line = f"[{CORES[0]}] 1 x y"
+    line = f"[{CORES[0]}] 1 x y GPU ''"
     assert (tmp_path / "a.txt").read_text(encoding="utf-8").split("\n") == [line, line, "wrong", ""]
 
 
@@ -90,7 +94,7 @@ def test_no_more_jobs_than_cores_and_gpus_have_room(launcher: LocalLauncher, tmp
     assert launcher.room_for(_job(tmp_path, wait, "b")) == (len(CORES) > 1)
     launcher.cancel("gpu0")
     (ended,) = _ended(launcher)
-    assert ended == Ended("gpu0", "interrupted", ended.where, "killed by SIGTERM") and launcher.room_for(half[4])
+    assert ended == Ended("gpu0", "interrupted", ended.where, "stopped by SIGTERM") and launcher.room_for(half[4])
     with pytest.raises(LaunchError, match="cores"):
         launcher.start(_job(tmp_path, wait, "c", cpus=99))
     with pytest.raises(LaunchError, match="GPU"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from o2o_smooth.agents import IQLConfig
-from o2o_smooth.benchmarks.placement import ENV_STEP_S, PREPARE_S, SPEEDS, START_S, Speed, cores, place
+from o2o_smooth.benchmarks.placement import ENV_STEP_S, PREPARE_S, SPEEDS, START_S, Speed, cores, env_step_s, place
 from o2o_smooth.benchmarks.speed_limit import useful_flops
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
@@ -64,7 +64,7 @@ def test_prediction_adds_up() -> None:
     # In the ramp both objectives are computed.
     flops = 2 * useful_flops(configs[0].hyper, obs_dim=17, action_dim=6, batch=256, members=2)
     points = len(configs[0].evaluation.online_steps(20_000))
-    environment = PREPARE_S + 2 * (20_000 + points * 200) * ENV_STEP_S  # Pendulum's episodes have 200 steps
+    environment = PREPARE_S + 2 * (20_000 + points * 200) * ENV_STEP_S["classic"]  # Pendulum's episodes have 200 steps
     assert place(configs, how="stack", cpus=1, speed=FAST).seconds == pytest.approx(environment + 1e4 * flops / 1e11)
     two = place(configs, how="stack", cpus=2, speed=FAST).seconds
     assert two == pytest.approx(environment + 1e4 * flops / 2e11)
@@ -118,3 +118,9 @@ def test_the_table_is_sane_and_the_same_settings_choose_the_same_way() -> None:
         assert 0 <= speed.second_thread <= 1
         assert 0 < speed.neighbour <= 1
     assert place(arms(4), cpus=2) == place(arms(4), cpus=2)
+
+
+def test_an_environment_costs_what_computes_it() -> None:
+    names = ("corridor-mixed-v0", "Pendulum-v1", "D4RL/pointmaze/umaze-dense-v2", "hopper-medium-v2", "pen-cloned-v1")
+    costs = [env_step_s(name) for name in names]
+    assert costs == sorted(costs) and len(set(costs[:4])) == 4 and costs[3] == costs[4]

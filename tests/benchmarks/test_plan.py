@@ -11,6 +11,7 @@ from o2o_smooth.benchmarks.plan import Plan, make_plan
 from o2o_smooth.benchmarks.pretrained import address, specification
 from o2o_smooth.benchmarks.study import Study, StudyError
 from o2o_smooth.benchmarks.suite import Suite
+from o2o_smooth.errors import ConfigError
 from tests.benchmarks.study_cases import TEXT, dataset, suite
 
 LONG = (
@@ -43,6 +44,17 @@ def test_arms_share_one_pretraining(data: Path) -> None:
     ]
     assert {run.pretraining for run in plan.runs} == {plan.runs[0].pretraining}
     assert plan.jobs[0].updates == 2 * 4 and plan.jobs[1].updates == 2 * 2 * 90
+
+
+def test_a_job_on_a_gpu_has_one_and_the_launcher_says_which(data: Path) -> None:
+    shares = {
+        share: {job.gpus for job in _plan(suite(TEXT + share, data=data), filters=Filters(device="cuda")).jobs}
+        for share in ("", "[placement]\ngpus = 0.25\n")
+    }
+    assert list(shares.values()) == [{1.0}, {0.25}]
+    assert {job.gpus for job in _plan(suite(data=data)).jobs} == {0.0}
+    with pytest.raises(ConfigError, match="cuda:1 is a certain GPU"):
+        _plan(suite(data=data), filters=Filters(device="cuda:1"))
 
 
 def test_an_arm_with_a_pretraining_of_its_own_shares_none(data: Path) -> None:

@@ -15,6 +15,7 @@ import scipy.stats
 from o2o_smooth.benchmarks.published import Published, read_published, shipped
 from o2o_smooth.benchmarks.results import compare
 from o2o_smooth.benchmarks.results_compare import agreements, exit_code, welch
+from o2o_smooth.cli import main
 from o2o_smooth.envs import find_task
 from o2o_smooth.errors import ConfigError, DataError
 from tests.benchmarks.study_folders import make_study
@@ -182,6 +183,15 @@ def test_nothing_published_is_not_agreement(tmp_path: Path) -> None:
     assert exit_code([]) == 2
     with pytest.raises(ConfigError, match="tolerance"):
         compare(root, tolerance=0.0)
+
+
+def test_the_command_takes_a_tolerance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = str(study(tmp_path, shift=3.0))
+    assert main(["bench", "compare", root]) == 2 and "(within 10 points)" in capsys.readouterr().out
+    assert main(["bench", "compare", root, "--tolerance", "2.5"]) == 1
+    assert "(within 2.5 points)" in capsys.readouterr().out
+    assert main(["bench", "compare", root, "--tolerance", "0"]) == 2
+    assert "must be more than 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

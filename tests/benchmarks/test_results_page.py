@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from o2o_smooth.benchmarks import results, results_rows
+from o2o_smooth.benchmarks import results, results_pictures, results_rows
 from o2o_smooth.benchmarks.results import NO_PARQUET, write_results
 from o2o_smooth.benchmarks.results_boards import compare_groups
 from o2o_smooth.benchmarks.results_pictures import PANELS, batches, file_name, short
@@ -19,6 +21,7 @@ from o2o_smooth.benchmarks.results_study import read_groups, read_study
 from o2o_smooth.benchmarks.results_tables import code, escape, number, table
 from o2o_smooth.benchmarks.results_words import opening
 from o2o_smooth.errors import DataError
+from o2o_smooth.stability import sheet
 from o2o_smooth.stability.compared import METRICS
 from o2o_smooth.training.config import default_config
 from o2o_smooth.training.population import run_population
@@ -190,13 +193,29 @@ def test_without_pyarrow_the_user_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     assert "results.parquet" not in page_of(root)
 
 
-def test_names_cannot_break_the_page(tmp_path: Path) -> None:
+def test_the_protocol_tells_what_was_run_by_task(study: Path) -> None:
+    """A task may have budgets of its own, and --scale shortens what the suite says."""
+    protocol = page_of(study).split("## Protocol")[1].split("## ")[0]
+    assert re.search(r"\| maze +\| +1,000 \| +1,000 \| +300 \| +4 \| +10 \|", protocol)
+    assert protocol.count("| seeds ") == 1
+
+
+def test_names_cannot_break_the_page_or_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: set[tuple[str, bool]] = set()
+
+    def save(figure: Figure, path: Path) -> Path:
+        drawn.update((text.get_text(), text.get_parse_math()) for text in figure.findobj(Text))
+        return sheet.save(figure, path)
+
+    monkeypatch.setattr(results_pictures, "save", save)
     arms: dict[str, dict[str, Any]] = {"jump": ARMS["jump"], "a|b <img> $x_1$ `c`": {"schedule": "linear"}}
     root = make_study(tmp_path, scores, arms=arms, seeds=(0, 1))
     write_results(root, note=lambda _: None)
     page = page_of(root)
     assert "<img>" not in page
     assert "a\\|b &lt;img&gt; \\$x\\_1\\$ \\`c\\`" in page
+    named = [(text, maths) for text, maths in drawn if "x_1" in text]
+    assert named and not any(maths or "\\$" in text for text, maths in named)
 
 
 def test_cells() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from o2o_smooth.benchmarks import job_lock
 from o2o_smooth.benchmarks import runner as runner_module
 from o2o_smooth.benchmarks.job_lock import Lock
 from o2o_smooth.benchmarks.launchers.base import Ended, Job, Outcome
@@ -22,6 +23,7 @@ class Scripted:
     """Ends every job as its script says: an outcome, `fails` or `done` with the file that belongs to it."""
 
     name = "scripted"
+    keep = False
 
     def __init__(self, study: Study, script: Script, room: int = 2) -> None:
         self.study, self.script, self.room = study, {k: list(v) for k, v in script.items()}, room
@@ -146,8 +148,12 @@ def test_an_end_without_a_result_is_no_end(tmp_path: Path) -> None:
 
 
 def test_a_job_that_can_never_run_fails_alone(tmp_path: Path) -> None:
-    ending, _, _ = _run(_study(tmp_path), {"a": ["never"]})
+    study = _study(tmp_path)
+    ending, _, _ = _run(study, {"a": ["never"]})
     assert "asks for too much" in ending.failed["a"] and ending.blocked == {"a1": "a"} and "b2" in ending.done
+    assert study.progress("a").state == "failed"  # for `bench status`
+    again, launcher, _ = _run(study, {})  # with another launcher, as it were
+    assert launcher.started == ["a", "a1"] and set(again.done) == set(study.jobs)
 
 
 def test_ctrl_c_stops_and_the_next_go_does_the_rest(tmp_path: Path) -> None:
@@ -165,6 +171,36 @@ def test_two_runners_do_not_share_a_study(tmp_path: Path) -> None:
         with pytest.raises(StudyError, match="is at work on"):
             _run(study, {})
     assert not _run(study, {})[0].failed
+
+
+def test_a_runner_of_a_machine_that_is_gone_does_not_keep_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart of the machine or in a new container nobody can tell at once whether it still runs."""
+    monkeypatch.setattr(job_lock, "STALE_S", 1.5)
+    study = _study(tmp_path)
+    owner = {"id": "other", "node": "far", "here": "far away", "pid": 1, "begun": "1", "beat": 7}
+    write_json(tmp_path / "lock", owner)
+    ending, _, events = _run(study, {})
+    assert set(ending.done) == set(study.jobs) and any("process 1 on far had this study" in e for e in events)
+    write_json(tmp_path / "lock", owner)
+    waits = Listener.event
+
+    def beats(self: Listener, text: str) -> None:  # it lives after all
+        waits(self, text)
+        write_json(tmp_path / "lock", {**owner, "beat": 8})
+
+    monkeypatch.setattr(Listener, "event", beats)
+    with pytest.raises(StudyError, match="process 1 on far is at work"):
+        _run(study, {})
+
+
+def test_what_was_planned_meanwhile_is_kept(tmp_path: Path) -> None:
+    study, other = _study(tmp_path), Study.read(tmp_path)
+    other.add([PlannedJob("b3", "arms", ("b",))], [PlannedRun("runs/b3", "t", "g", "b3", {}, (0,), "b3", "key")])
+    other.write()
+    _run(study, {})
+    assert [run.pretraining for run in Study.read(tmp_path).runs] == ["hash of a", *["hash of b"] * 3]
 
 
 def test_only_what_has_failed_can_be_forgotten(tmp_path: Path) -> None:

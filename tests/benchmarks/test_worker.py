@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,9 @@ from o2o_smooth.benchmarks.cells import make_cells
 from o2o_smooth.benchmarks.opening import open_study
 from o2o_smooth.benchmarks.study import Study
 from o2o_smooth.benchmarks.worker import work
+from o2o_smooth.data import sources
+from o2o_smooth.errors import CheckpointError
+from o2o_smooth.training.keeping import read_newest
 from o2o_smooth.training.output import Diverged, Output
 from tests.benchmarks.study_cases import TEXT, dataset, suite
 
@@ -72,6 +78,21 @@ def test_an_arm_that_diverges_costs_the_others_nothing(tmp_path: Path, monkeypat
     assert _work(study, "arms")[0][0] == 1  # told again, not tried again
 
 
+def test_a_pretraining_reads_its_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look into the cache it has to; the run then takes what was read, and nothing is left lying about."""
+    reads: list[Path] = []
+    read = sources.read_path
+
+    def counted(path: Path, *rest: Any, **named: Any) -> sources.Dataset:
+        reads.append(path)
+        return read(path, *rest, **named)
+
+    monkeypatch.setattr(sources, "read_path", counted)
+    for name in ("first", "second"):  # trained, and from the cache
+        _work(_study(tmp_path / name, TEXT), "pretrain")
+    assert len(reads) == 2 and not sources._ahead
+
+
 def test_seeds_of_a_pretraining_are_found_one_by_one_and_put_together(tmp_path: Path) -> None:
     """A second study with a seed more trains that one alone; what is put together is what was trained together."""
     first = _study(tmp_path / "first", TEXT)
@@ -117,3 +138,39 @@ def test_a_worker_asked_to_stop_ends_with_75_and_goes_on_later(tmp_path: Path) -
     assert not (folder / "done.json").exists() and not (folder / "failed.json").exists()
     assert not (folder / "lock").exists() and study.progress(job.id).state == "broken"
     assert read_json(folder / "state.json")["state"] == "interrupted"
+
+
+def test_a_worker_killed_in_fine_tuning_goes_on_from_its_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And comes to what an undisturbed one comes to."""
+    text = TEXT.replace("online_steps = 90", "online_steps = 600").replace("eval_every = 60", "eval_every = 200")
+    text = text.replace("[protocol]", "[protocol]\ncheckpoint_every = 0.1")
+    killed, whole = _study(tmp_path / "killed", text), _study(tmp_path / "whole", text)
+    for study in (killed, whole):
+        _work(study, "pretrain")
+    (job,) = [job for job in killed.jobs.values() if job.kind == "arms"]
+    kept = killed.folder / job.folders[0] / "resume"
+    command = [sys.executable, "-m", "o2o_smooth.benchmarks.worker", str(killed.job_folder(job.id))]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT) as process:
+        deadline = time.monotonic() + 100.0
+        while not _online_steps(kept):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+    capsys.readouterr()
+    assert [code for study in (killed, whole) for code, _ in _work(study, "arms")] == [0, 0]
+    told = re.search(r"goes on from fine-tuning, [0-9,]+ updates and ([0-9,]+) online steps", capsys.readouterr().out)
+    assert told is not None and 0 < int(told[1].replace(",", "")) < 600
+    assert killed.progress(job.id).content["attempt"] == 2
+    for folder in job.folders:
+        mine, theirs = (study.folder / folder / "evaluations.jsonl" for study in (killed, whole))
+        assert mine.read_bytes() == theirs.read_bytes()
+
+
+def _online_steps(kept: Path) -> int:
+    """Of the newest checkpoint that is whole."""
+    with contextlib.suppress(CheckpointError, KeyError):  # being replaced; not online yet
+        found = read_newest(kept, lambda _: None)
+        return 0 if found is None else int(found.state["at"]["env_steps"])
+    return 0

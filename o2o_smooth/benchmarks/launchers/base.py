@@ -20,6 +20,8 @@ attempt would only repeat."""
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)  # the program's own doing
 TERMINATED = (128 + signal.SIGTERM, 128 + signal.SIGINT)  # how a shell tells of a signal
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+"""Environment variables that a job gets its number of cores in."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,17 @@ def outcome_of(code: int, *, stopped: bool = False) -> tuple[Outcome, str]:
     if code > 0:
         return "failed", f"exit code {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    return ("failed", f"crashed with {name}") if -code in CRASHES else ("lost", f"killed by {name}")
+    if -code in CRASHES:
+        return "failed", f"crashed with {name}"
+    return "lost", f"killed by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
 
 
 class Launcher(Protocol):
     """Somewhere that jobs run. Not thread-safe; every call returns soon."""
 
     name: str
+    keep: bool
+    """Whether `close` leaves its jobs at the cluster; a runner that is started again finds them."""
 
     def room_for(self, job: Job) -> bool:
         """Whether `start` would begin it now, not queue it; a cluster with a queue of its own always has room."""
@@ -100,4 +106,4 @@ class Launcher(Protocol):
         """Ask a job to stop in good order (SIGTERM); `poll` tells when it has."""
 
     def close(self, grace_s: float = 10.0) -> None:
-        """Stop all jobs in good order, kill what is left after the grace, give back what was taken."""
+        """Stop all jobs in good order, kill what is left after the grace, give back what was taken; see `keep`."""

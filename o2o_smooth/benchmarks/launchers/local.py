@@ -14,10 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from o2o_smooth.benchmarks.launchers.base import INTERRUPTED, Ended, Job, Outcome
+from o2o_smooth.benchmarks.launchers.base import THREADS, Ended, Job, Outcome, outcome_of
 from o2o_smooth.errors import LaunchError
-
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 @dataclass
@@ -38,6 +36,7 @@ class LocalLauncher:
     """
 
     name = "local"
+    keep = False
 
     def __init__(self, *, cores: Sequence[int] | None = None, gpus: Sequence[str] | None = None) -> None:
         self.cores = tuple(cores) if cores is not None else _cores()
@@ -68,9 +67,8 @@ class LocalLauncher:
         if gpu is not None:
             self._all_gpus()[gpu] -= job.gpus
         self._running[job.id] = _Running(job, cores, gpu)
-        environment = {name: str(job.cpus) for name in _THREADS}
-        if job.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        environment = {name: str(job.cpus) for name in THREADS}
+        environment["CUDA_VISIBLE_DEVICES"] = "" if gpu is None else gpu  # without a share it sees none
         self._tell(
             start=job.id,
             command=list(job.command),
@@ -127,7 +125,7 @@ class LocalLauncher:
                 [sys.executable, "-m", "o2o_smooth.benchmarks.launchers.keeper", str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**os.environ, **dict.fromkeys(_THREADS, "1")},  # threads of libraries would not survive a fork
+                env={**os.environ, **dict.fromkeys(THREADS, "1")},  # threads of libraries would not survive a fork
                 start_new_session=True,
             )
             assert self._keeper.stdout is not None
@@ -164,15 +162,7 @@ class LocalLauncher:
         name, code, number = report["ended"], report["code"], report["signal"]
         if name not in self._running:
             return
-        if number is not None:
-            stopped = self._running[name].cancelled and number in (signal.SIGTERM, signal.SIGINT)
-            detail = f"killed by {signal.Signals(number).name}"
-            if number == signal.SIGKILL:
-                detail += " (out of memory?)"
-            self._end(name, "interrupted" if stopped else "lost", detail)
-        else:
-            outcomes: dict[int, Outcome] = {0: "done", INTERRUPTED: "interrupted"}
-            self._end(name, outcomes.get(code, "failed"), "" if code in outcomes else f"exit code {code}")
+        self._end(name, *outcome_of(code if number is None else -number, stopped=self._running[name].cancelled))
 
     def _end(self, name: str, outcome: Outcome, detail: str) -> None:
         one = self._running.pop(name)

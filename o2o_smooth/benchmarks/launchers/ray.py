@@ -71,6 +71,7 @@ class RayLauncher:
     """
 
     name = "ray"
+    keep = False
 
     def __init__(
         self,

@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from o2o_smooth.benchmarks.launchers.base import Job, Outcome, outcome_of
+from o2o_smooth.benchmarks.launchers.base import THREADS, Job, Outcome, outcome_of
 from o2o_smooth.benchmarks.launchers.minder import Order
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 ROOT = Path(__file__).resolve().parents[3]  # of the package: a node need not have it on its path
 START = f"import sys; sys.path.append({str(ROOT)!r}); from o2o_smooth.benchmarks.launchers import minder; minder.main()"
 
