@@ -26,6 +26,7 @@ from o2o_smooth.training.evaluate import Evaluator
 from o2o_smooth.training.seeding import Stream, env_seeds
 
 PARITY_INDEX = 2_000_000_001  # evaluation index whose seeds no evaluation of a run uses
+LOOK_EVERY = 10  # vector steps
 INSTEAD = "; put it right, or go on all the same with --no-parity-check"
 Policy = Callable[[FloatArray], FloatArray]  # (M, n, O) -> (M, n, A)
 
@@ -45,7 +46,7 @@ class Paths:
     collector: Callable[[Task, int, ReplayBuffer, Sequence[int]], Collector]
     """For so many environments per member, writing to a buffer, on given seeds."""
     look: Callable[[], None] = lambda: None
-    """Called in every step; whatever it raises ends the check, as where somebody wants to stop."""
+    """Called every few steps; whatever it raises ends the check, as where somebody wants to stop."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def walk_evaluation(paths: Paths, policy: Policy, *, steps: int) -> Walk:
         raise Disturbed(fault.failure.cause)
 
     def watch(*step: NDArray[Any]) -> None:
-        paths.look()
+        if len(seen) % LOOK_EVERY == 0:
+            paths.look()
         seen.append(tuple(np.array(x) for x in step))
         if len(seen) == steps:
             raise _Enough
@@ -112,8 +114,9 @@ def walk_collection(paths: Paths, policy: Policy, *, steps: int) -> Walk:
     try:
         spaces = collector.envs.single_observation_space, collector.envs.single_action_space
         _require_box("collection", spaces, agent)
-        for _ in range(steps):
-            paths.look()
+        for step in range(steps):
+            if step % LOOK_EVERY == 0:
+                paths.look()
             ended = collector.step(policy)
             if collector.dropped_episodes.any():
                 raise Disturbed("its episode was dropped")

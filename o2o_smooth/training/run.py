@@ -51,6 +51,7 @@ __all__ = ["Diverged", "Run", "default_threads", "run"]
 
 ONLINE_EVALUATIONS = 1_000_000_000  # evaluation index of the switch; offline evaluations count updates from 0
 SHOW_EVERY = 64  # offline updates
+PARITY_S = 5.0  # that the check at the switch may take before it is given up for somebody who wants to stop
 STOP_S = 0.5  # about as long as a stretch of offline updates takes before somebody who wants to stop is heard
 SHARED_FLOPS = 1.5e7  # of a layer; below it two threads gain less than a third, and lose all of it where others compute
 
@@ -349,6 +350,12 @@ class Run(Continued):
             ParityError: The two paths disagree.
         """
         found = {"outcome": "unfinished", "remark": "the check did not come to an end"}
+        begun = time.monotonic()
+
+        def look() -> None:
+            if time.monotonic() - begun > PARITY_S:
+                self.request.check()
+
         if not self.config.switch.parity_check:
             found = {"outcome": "skipped", "remark": "--no-parity-check"}
         try:
@@ -362,7 +369,7 @@ class Run(Continued):
                         lanes=min(2, self.config.num_envs),
                         evaluator=lambda task, envs: Evaluator(task, self.agent.seeds, envs=envs),
                         collector=self._collector,
-                        look=self.request.check,
+                        look=look,
                     ),
                     pool=self.config.vectorizer == "envpool",
                     offline=None if rows is None or data is None else (rows, data.transitions),
