@@ -35,7 +35,7 @@ from o2o_smooth.training.sharing import groups, make_members
 
 _SHARE = 0.7  # of the machine's memory may be planned for
 _GAIN = 0.97  # a split must bring the end at least so much nearer
-_DATA_S = 20.0
+_DATA_S, _TRAINED_DATA_S = 20.0, 200.0  # the second where a policy is trained first
 _START_S = 4.0  # a worker begins, reads its data and draws its pictures
 
 
@@ -186,7 +186,7 @@ def _data_jobs(suite: Suite, cells: Sequence[Cell]) -> dict[str, PlannedJob]:
             "data",
             configs=(json.loads(json.dumps(config.to_dict())),),
             make=suite.data.get(named, ""),
-            predicted_s=_DATA_S,
+            predicted_s=_TRAINED_DATA_S if "--train-steps" in suite.data.get(named, "") else _DATA_S,
             title=f"data {named}",
         )
     return found

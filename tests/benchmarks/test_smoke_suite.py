@@ -1,4 +1,4 @@
-"""The shipped suite `smoke`, whole but for its budgets: what a newcomer's first command does."""
+"""The shipped suite `smoke`, on its quicker task and with small budgets: what a newcomer's first command does."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def test_the_smoke_suite_makes_its_data_its_runs_and_its_page(
 ) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     out = tmp_path / "smoke"
-    assert main(["bench", "smoke", "--out", str(out), "--cache", str(tmp_path / "cache"), "--scale", "0.05"]) == 0
+    small = ["--tasks", "corridor-mixed-v0", "--agents", "td3_bc", "--scale", "0.05"]
+    assert main(["bench", "smoke", "--out", str(out), "--cache", str(tmp_path / "cache"), *small]) == 0
     assert f"table: {out / 'RESULTS.md'}" in capsys.readouterr().out
-    rows = list(csv.DictReader((out / "results.csv").open(encoding="utf-8")))
-    assert len(rows) == 2 * 2 * 4 * 2 and {row["status"] for row in rows} == {"completed"}
+    rows = list(csv.DictReader((out / "results.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == 3 * 2 and {row["status"] for row in rows} == {"completed"}
     assert {row["provenance"] for row in rows} == {"generated"}
     page = (out / "RESULTS.md").read_text(encoding="utf-8")
     linked = set(re.findall(r"\((plots/[^)]+)\)", page))
