@@ -189,7 +189,8 @@ def predict(
     parts += _dataset(config, shape, data, on_device)
     parts += _online_rows(config, shape, members, on_device)
     parts += _networks(config, shape, members, on_device)
-    parts.append(_workspace(config, shape, members, on_device))
+    workspace = _workspace(config, shape, members, on_device)
+    parts += [workspace, _checkpoint(config, shape, members, workspace)]
     parts += _environments(config, shape, members)
     parts += _rest(config, on_device)
     known = data is None or data.rows is not None
@@ -261,9 +262,15 @@ def _networks(config: RunConfig[Any], shape: Shape, members: int, on_device: boo
     if config.online_steps > 0 and config.switch.audit:
         size = members * _audit(config, shape)
         found.append(Part("audit", *_place(size, on_device), detail="--no-audit does without", phases=LEARNING))
-    when = LEARNING if config.checkpoints.save_checkpoints else ("saving",)
-    found.append(Part("checkpoint", networks + moments, detail="a copy, while it is written", phases=when))
     return found
+
+
+def _checkpoint(config: RunConfig[Any], shape: Shape, members: int, workspace: Part) -> Part:
+    """The copy of networks and moments that is written: between updates, in the room that an update leaves."""
+    trained, targets = parameters(config, shape)
+    size = members * (3 * trained + targets) * FLOAT
+    room = workspace.host if "saving" in workspace.phases else 0
+    return Part("checkpoint", max(0, size - room), detail="a copy, while it is written", phases=("saving",))
 
 
 def _audit(config: RunConfig[Any], shape: Shape) -> int:
