@@ -38,7 +38,8 @@ commands:
   logs DIR [JOB]          the end of a job's log; without JOB of all that failed
   rerun --failed DIR      run failed jobs again, and go on
   resume DIR              go on, without the suite
-  results DIR             make tables, plots and RESULTS.md again
+  results DIR [--baseline ARM]
+                          make tables, plots and RESULTS.md again; every arm against this one (default: the jump)
   compare DIR [--tolerance POINTS] [--force]
                           hold the results against published numbers (docs/results.md)
   list                    shipped suites
@@ -276,8 +277,9 @@ def _results(arguments: list[str]) -> int:
     from o2o_smooth.benchmarks.opening import make_results
     from o2o_smooth.benchmarks.study import Study
 
-    study = Study.read(_folder(arguments, "results"))
-    for line in make_results(study.folder):
+    rest, baseline = take(arguments, "--baseline")
+    study = Study.read(_folder(rest, "results"))
+    for line in make_results(study.folder, baseline):
         print(line)
     return 0
 

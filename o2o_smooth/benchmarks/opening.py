@@ -10,7 +10,7 @@ from o2o_smooth.benchmarks.cells import Cell
 from o2o_smooth.benchmarks.plan import Plan, make_plan
 from o2o_smooth.benchmarks.study import SUITE, Study, StudyError
 from o2o_smooth.benchmarks.suite import Suite
-from o2o_smooth.errors import O2OError
+from o2o_smooth.errors import ConfigError, O2OError
 from o2o_smooth.files import written_whole
 from o2o_smooth.training.manifest import now, versions
 
@@ -61,13 +61,19 @@ def open_study(
     return study, plan
 
 
-def make_results(folder: Path) -> list[str]:
-    """Write tables, plots and RESULTS.md of what is there; returns lines for people."""
+def make_results(folder: Path, baseline: str | None = None) -> list[str]:
+    """Write tables, plots and RESULTS.md of what is there; returns lines for people.
+
+    Raises:
+        ConfigError: There is no arm of the baseline's name.
+    """
     from o2o_smooth.benchmarks.results import write_results
 
     try:
-        write_results(folder)
+        write_results(folder, baseline=baseline)
     except O2OError as error:
+        if baseline is not None and isinstance(error, ConfigError):
+            raise
         return [f"no results: {' '.join(str(error).split())}"]
     found = []
     with contextlib.suppress(OSError):

@@ -36,7 +36,7 @@ PLOTS = "plots"
 NO_PARQUET = "results are written as CSV only: Parquet needs pyarrow (pip install 'o2o_smooth[bench]')"
 
 
-def write_results(study: Path, note: Callable[[str], None] | None = None) -> None:
+def write_results(study: Path, note: Callable[[str], None] | None = None, *, baseline: str | None = None) -> None:
     """Write everything that a study's folder says, into that folder; what an earlier call wrote is replaced.
 
     `results.csv`, `curves.csv` (and `.parquet`, where pyarrow is installed), `plots/`, `leaderboards.md`, `RESULTS.md`.
@@ -45,13 +45,15 @@ def write_results(study: Path, note: Callable[[str], None] | None = None) -> Non
     Args:
         study: The folder.
         note: Told what a user should know; prints where None.
+        baseline: The arm that others are compared with; the jump where None.
 
     Raises:
+        ConfigError: There is no arm of the baseline's name.
         DataError: `study.json` is absent or broken.
         O2OError: The folder cannot be written.
     """
     tell = note or print
-    found = _find(study)
+    found = _find(study, baseline=baseline)
     root = found.study.root
     pictures = draw_all(found.results, found.across, root / PLOTS) if found.results else []
     for path in set((root / PLOTS).glob("*.png")) - {picture.path for picture in pictures}:  # of arms that are gone
@@ -69,11 +71,11 @@ def write_results(study: Path, note: Callable[[str], None] | None = None) -> Non
             temporary.write_text(text, encoding="utf-8")
 
 
-def _find(study: Path, published: Iterable[Published] | None = None) -> Findings:
+def _find(study: Path, published: Iterable[Published] | None = None, *, baseline: str | None = None) -> Findings:
     """Read a study and compare its arms."""
     plan = read_study(study)
     groups = read_groups(plan)
-    results, problems = compare_groups(groups)
+    results, problems = compare_groups(groups, baseline)
     rows = run_rows(groups, {result.group.label: result.comparison for result in results})
     return Findings(
         study=plan,

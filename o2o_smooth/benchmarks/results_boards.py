@@ -15,7 +15,7 @@ from o2o_smooth.benchmarks.results_study import Group
 from o2o_smooth.errors import O2OError
 from o2o_smooth.stability.arms import Arm
 from o2o_smooth.stability.compared import METRICS, Column, Comparison, Metric, Row, Settings
-from o2o_smooth.stability.comparison import compare
+from o2o_smooth.stability.comparison import choose_baseline, compare
 from o2o_smooth.stability.intervals import FEW_SEEDS, Interval, PairedDifference, interval, paired_difference
 from o2o_smooth.stability.statistics import improvement_interval, iqm, stratified_bootstrap
 from o2o_smooth.stability.verdict import Effect, word
@@ -106,14 +106,27 @@ class GroupResult:
     """By metric; without those that the unit does not have."""
 
 
-def compare_groups(groups: Sequence[Group]) -> tuple[list[GroupResult], dict[str, str]]:
-    """Compare the arms of every group; and by label, why a group cannot be compared."""
+def compare_groups(
+    groups: Sequence[Group], baseline: str | None = None
+) -> tuple[list[GroupResult], dict[str, str]]:
+    """Compare the arms of every group; and by label, why a group cannot be compared.
+
+    Args:
+        groups: Arms by task and agent.
+        baseline: The arm that others are compared with, in groups that have it; the jump where None.
+
+    Raises:
+        ConfigError: No group has an arm of that name.
+    """
+    if baseline is not None:  # an unknown name is told once, with the names of all
+        choose_baseline([arm for group in groups for arm in group.arms], baseline)
     found, problems = [], {}
     for group in groups:
         problem = group.problem
         if not problem:
             try:
-                comparison = compare(group.arms, Settings())
+                has = any(arm.name == baseline for arm in group.arms)
+                comparison = compare(group.arms, Settings(baseline=baseline if has else None))
                 found.append(GroupResult(group, comparison, group_boards(comparison)))
             except O2OError as error:
                 problem = str(error)

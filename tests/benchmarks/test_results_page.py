@@ -20,7 +20,7 @@ from o2o_smooth.benchmarks.results_pictures import PANELS, batches, file_name, s
 from o2o_smooth.benchmarks.results_study import read_groups, read_study
 from o2o_smooth.benchmarks.results_tables import code, escape, number, table
 from o2o_smooth.benchmarks.results_words import opening
-from o2o_smooth.errors import DataError
+from o2o_smooth.errors import ConfigError, DataError
 from o2o_smooth.stability import sheet
 from o2o_smooth.stability.compared import METRICS
 from o2o_smooth.training.config import default_config
@@ -159,6 +159,21 @@ def test_one_group_has_the_reports_sentences(tmp_path: Path) -> None:
     first, second, _ = opening(found, groups)
     assert first.startswith("maze, iql: jump dropped on 4 of 4 seeds")
     assert second.startswith("Against jump: linear made the dip")
+
+
+def test_every_arm_can_be_held_against_another_than_the_jump(tmp_path: Path) -> None:
+    root = make_study(tmp_path, scores, tasks=("maze", "calm"), arms=FEW_ARMS)
+    write_results(root, note=lambda _: None, baseline="linear")
+    page = page_of(root)
+    assert "| linear (baseline) |" in page and "| jump (baseline) |" not in page
+    assert "**Dip**, minus linear" in page, [line for line in page.splitlines() if "minus" in line]
+    rows = (root / "results.csv").read_text(encoding="utf-8").splitlines()
+    column = rows[0].split(",").index("baseline")
+    assert {row.split(",")[column] for row in rows[1:]} == {"linear"}
+    before = page
+    with pytest.raises(ConfigError, match="there is no arm 'liner' to be the baseline; did you mean 'linear'"):
+        write_results(root, note=lambda _: None, baseline="liner")
+    assert page_of(root) == before
 
 
 def test_a_study_in_which_nothing_ran_says_so(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from o2o_smooth.training.population import run_population
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SEEDS = [0, 1, 2, 3]
-WIDE_SEEDS = [*SEEDS, 4, 5]  # a ramp leaves a dip of 0 to 24, so the mean of four is too uncertain
+WIDE_SEEDS = list(range(10))  # a ramp leaves a dip of 0 to 24, so the mean of four is too uncertain
 RAMP = 1000
 
 
@@ -67,20 +67,20 @@ def dips(curves: list[Curve]) -> list[float]:
 def test_pretraining_ends_where_the_data_are_and_is_shared(wide: Mapping[str, list[Curve]]) -> None:
     for curves in wide.values():
         assert [curve.seed for curve in curves] == WIDE_SEEDS
-        assert all(34 < curve.scores[0] < 42 for curve in curves[:4])
+        assert all(34 < curve.scores[0] < 42 for curve in curves)
         assert [curve.scores[0] for curve in curves] == [curve.scores[0] for curve in wide["jump-mixed"]]
 
 
 def test_jump_drops_on_every_seed(wide: Mapping[str, list[Curve]]) -> None:
     assert min(dips(wide["jump"])) > 20
     (row,) = arm_table({"jump": wide["jump"]})
-    assert (row["dropped"], row["n"]) == (6, 6)
+    assert (row["dropped"], row["n"]) == (10, 10)
     assert row["null_dip"] < 1
 
 
 def test_smoothing_takes_the_drop_away(wide: Mapping[str, list[Curve]]) -> None:
     smoothed, jump = np.mean(dips(wide["smoothed"])), np.mean(dips(wide["jump-mixed"]))
-    assert smoothed < 15  # seen: 7 to 11
+    assert smoothed < 12  # seen: 8.5
     assert smoothed < jump - 10
 
 
