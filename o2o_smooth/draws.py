@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from zlib import crc32
 
 import numpy as np
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from o2o_smooth.data.transfer import to_device
+from o2o_smooth.kernels.cpu import unavailable
+from o2o_smooth.kernels.rows import HIGHEST, integers
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as int64
@@ -31,6 +34,11 @@ def mix64(*values: int) -> int:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
         state ^= state >> 31
     return state
+
+
+@cache
+def _hashed(name: str) -> int:
+    return crc32(name.encode())
 
 
 class Draws:
@@ -52,7 +60,7 @@ class Draws:
 
     def _seeded(self, member: int, name: str, step: int) -> torch.Generator:
         # The CPU generator keeps only 32 bits of its seed; the hash spreads them well.
-        return self._generator.manual_seed(mix64(self.seeds[member], crc32(name.encode()), step) >> 1)
+        return self._generator.manual_seed(mix64(self.seeds[member], _hashed(name), step) >> 1)
 
     def normal(self, name: str, step: int, shape: Sequence[int], *, out: Tensor | None = None) -> Tensor:
         """Standard normal numbers, (M, *shape); into `out` where it is given."""
@@ -81,10 +89,18 @@ class Draws:
 
     def integers(self, name: str, step: int, count: int, high: int) -> Tensor:
         """Integers in [0, high), (M, count), int64."""
-        out = torch.empty((len(self.seeds), count), device=self.device, dtype=torch.int64)
-        for member in range(len(self.seeds)):
-            out[member].random_(0, high, generator=self._seeded(member, name, step))
-        return out
+        return self.series(name, step, 1, count, high)[0]
+
+    def series(self, name: str, step: int, steps: int, count: int, high: int) -> Sequence[Tensor]:
+        """The `integers` of several steps, from `step` on."""
+        out = torch.empty((steps, len(self.seeds), count), device=self.device, dtype=torch.int64)
+        if self.device.type == "cpu" and 0 < high <= HIGHEST and unavailable() is None:
+            integers(self.seeds, _hashed(name), step, high, out)
+        else:
+            for k in range(steps):
+                for member in range(len(self.seeds)):
+                    out[k, member].random_(0, high, generator=self._seeded(member, name, step + k))
+        return out.unbind()
 
 
 class CounterDraws(Draws):
@@ -131,6 +147,10 @@ class CounterDraws(Draws):
     def integers(self, name: str, step: int | Tensor, count: int, high: int | Tensor) -> Tensor:
         """Integers in [0, high), (*S, M, count), int64; `high` may be an int64 scalar on the device."""
         return (self._bits(name, step, count) & ((1 << 63) - 1)) % high
+
+    def series(self, name: str, step: int, steps: int, count: int, high: int) -> Sequence[Tensor]:
+        """The `integers` of several steps, from `step` on."""
+        return [self.integers(name, step + k, count, high) for k in range(steps)]
 
     def _bits(self, name: str, step: int | Tensor, count: int) -> Tensor:
         """64 random bits a number, (*S, M, count), as int64."""

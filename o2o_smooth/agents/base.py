@@ -44,6 +44,7 @@ from o2o_smooth.agents.spaces import check_spaces
 from o2o_smooth.agents.stacked import kernels_take
 from o2o_smooth.agents.taped import Tapes
 from o2o_smooth.data.batch import Batch, as_batch
+from o2o_smooth.data.buffer import Drawn
 from o2o_smooth.draws import make_draws
 from o2o_smooth.errors import ConfigError, DataError
 from o2o_smooth.kernels.cpu import all_threads
@@ -261,15 +262,16 @@ class Agent:
 
     def update(
         self,
-        batch: Batch | Mapping[str, object],
-        online_batch: Batch | Mapping[str, object] | None = None,
+        batch: Batch | Drawn | Mapping[str, object],
+        online_batch: Batch | Drawn | Mapping[str, object] | None = None,
         *,
         mix: Mix | None = None,
     ) -> Metrics:
         """One gradient step of every component that has weight.
 
         Args:
-            batch: What the offline objective sees; see `as_batch` for plain arrays.
+            batch: What the offline objective sees; see `as_batch` for plain arrays. `Drawn` rows of a buffer are
+                gathered on the way.
             online_batch: What the online objective sees; default: the same batch (the `mixed` regime).
             mix: Weights of the online objective; default: pure offline.
 
@@ -293,17 +295,20 @@ class Agent:
 
     def _update(
         self,
-        batch: Batch | Mapping[str, object],
-        online_batch: Batch | Mapping[str, object] | None,
+        batch: Batch | Drawn | Mapping[str, object],
+        online_batch: Batch | Drawn | Mapping[str, object] | None,
         mix: Mix | None,
     ) -> Metrics:
         if online_batch is not None and mix is None:
             raise ConfigError("an online batch without a mix would be ignored; give mix=controller.mix()")
-        source = self._as_batch(batch)
-        target = source if online_batch is None or online_batch is batch else self._as_batch(online_batch)
+        given = self._as_rows(batch)
+        other = given if online_batch is None or online_batch is batch else self._as_rows(online_batch)
         mix = mix or self.pure
-        plan, movement = self.plans(mix, updates=self.updates, one_batch=target is source, frozen=self.frozen)
-        readings = self._tapes.update(plan, source, target, mix)
+        plan, movement = self.plans(mix, updates=self.updates, one_batch=other is given, frozen=self.frozen)
+        readings = self._tapes.update(plan, given, other, mix)
+        if readings is None or self.watch is not None:
+            source = given.batch() if isinstance(given, Drawn) else given
+            target = source if other is given else other.batch() if isinstance(other, Drawn) else other
         if readings is None:
             readings = self._step_plainly(plan, source, target, mix)
         if self.pull is not None:
@@ -404,17 +409,27 @@ class Agent:
             self._plans = Planner(self.offline, self.online)  # somebody put in an objective of their own
         return self._plans
 
+    def _as_rows(self, batch: Batch | Drawn | Mapping[str, object]) -> Batch | Drawn:
+        if not isinstance(batch, Drawn):
+            return self._as_batch(batch)
+        members, _, obs_dim = batch.shape
+        self._check_sizes(members, obs_dim, batch.buffer.action_dim)
+        return batch
+
     def _as_batch(self, batch: Batch | Mapping[str, object]) -> Batch:
         if not isinstance(batch, Batch):
             batch = as_batch(batch, members=self.members, device=self.device, dtype=self.dtype)
-        if batch.obs.shape[-1] != self.obs_dim or batch.action.shape[-1] != self.action_dim:
-            raise DataError(
-                f"the batch has observations of {batch.obs.shape[-1]} and actions of {batch.action.shape[-1]} "
-                f"features, the agent was built for {self.obs_dim} and {self.action_dim}"
-            )
-        if batch.obs.shape[0] != self.members:
-            raise DataError(f"the batch has {batch.obs.shape[0]} members, the agent {self.members}")
+        self._check_sizes(len(batch.obs), batch.obs.shape[-1], batch.action.shape[-1])
         return batch
+
+    def _check_sizes(self, members: int, obs_dim: int, action_dim: int) -> None:
+        if obs_dim != self.obs_dim or action_dim != self.action_dim:
+            raise DataError(
+                f"the batch has observations of {obs_dim} and actions of {action_dim} features, the agent was built "
+                f"for {self.obs_dim} and {self.action_dim}"
+            )
+        if members != self.members:
+            raise DataError(f"the batch has {members} members, the agent {self.members}")
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> Batch:

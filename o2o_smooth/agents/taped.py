@@ -20,8 +20,10 @@ from o2o_smooth.agents.plan import Plan
 from o2o_smooth.agents.readings import Readings
 from o2o_smooth.agents.stacked import kernels_take
 from o2o_smooth.data.batch import Batch
+from o2o_smooth.data.buffer import Drawn
 from o2o_smooth.draws import Draws
 from o2o_smooth.kernels.cpu import threads
+from o2o_smooth.kernels.rows import Encoder
 from o2o_smooth.kernels.tape import Tape, Unrepeatable, record
 from o2o_smooth.smoothing.objective import Mix
 
@@ -34,8 +36,8 @@ SEEN_BEFORE = 1  # times that a step is done in the ordinary way, which also mak
 
 class _Key(NamedTuple):
     plan: Plan
-    source: torch.Size
-    target: torch.Size
+    source: tuple[int, ...]
+    target: tuple[int, ...]
     threads: int
     precision: str
 
@@ -56,8 +58,9 @@ class Tapes:
         self._addresses: tuple[int, ...] = ()
         self._parameters: list[Tensor] = []
         self._nets: list[MLP] = []
+        self._views: list[tuple[int, ...]] = []  # where the kernels' view of each net points
 
-    def update(self, plan: Plan, source: Batch, target: Batch, mix: Mix) -> Readings | None:
+    def update(self, plan: Plan, source: Batch | Drawn, target: Batch | Drawn, mix: Mix) -> Readings | None:
         """Put the step's gradients into the parameters' `.grad`; returns its metrics.
 
         Args:
@@ -71,11 +74,11 @@ class Tapes:
         """
         agent = self._agent
         # Modes that mix gradients and not losses go another way than `Agent.backward`.
-        if not (agent.replay and kernels_take(source.obs) and plan.mode not in PER_GRADIENT) or agent.compile:
+        if not (agent.replay and kernels_take(_memory(source)) and plan.mode not in PER_GRADIENT) or agent.compile:
             return None
         if not self._bind():
             return None
-        key = _Key(plan, source.obs.shape, target.obs.shape, threads(), agent.precision)
+        key = _Key(plan, _shape(source), _shape(target), threads(), agent.precision)
         step = self._steps.get(key)
         if step is None:
             seen = self._seen[key] = self._seen.get(key, 0) + 1
@@ -113,21 +116,34 @@ class Tapes:
             self._able = own and type(agent.draws) is Draws
         at = tuple([p.data_ptr() for p in self._parameters])
         if at != self._addresses:
-            self._addresses, self._steps, self._seen = at, {}, {}
-        for net in self._nets:
-            if net.native is not None:  # others may have acted with other parameters in the place of these
-                net.native.bind(net.parts)
+            self._addresses, self._steps, self._seen, self._views = at, {}, {}, []
+        natives = [net.native for net in self._nets if net.native is not None]
+        views = [native.at for native in natives]
+        if len(views) != len(self._views) or any(a is not b for a, b in zip(views, self._views, strict=True)):
+            for net in self._nets:  # others may have acted with other parameters in the place of these
+                if net.native is not None:
+                    net.native.bind(net.parts)
+            self._views = [native.at for native in natives]
         return self._able
+
+
+def _memory(rows: Batch | Drawn) -> Tensor:
+    return rows.buffer.packed.rows if isinstance(rows, Drawn) else rows.obs
+
+
+def _shape(rows: Batch | Drawn) -> tuple[int, ...]:
+    """M, B, O."""
+    return rows.shape if isinstance(rows, Drawn) else rows.obs.shape
 
 
 class _Step:
     """One step on a tape."""
 
-    def __init__(self, agent: Agent, plan: Plan, source: Batch, target: Batch) -> None:
+    def __init__(self, agent: Agent, plan: Plan, source: Batch | Drawn, target: Batch | Drawn) -> None:
         self.agent, self.plan = agent, plan
-        self.source = _Rows(agent, source)
-        self.target = self.source if target is source else _Rows(agent, target)
-        rows = source.action.shape[1:]
+        self.source = _Rows(agent, _shape(source)[1])
+        self.target = self.source if target is source else _Rows(agent, _shape(target)[1])
+        rows = self.source.batch.action.shape[1:]
         normal, uniform = agent.plans.noise(plan)
         self.noise = {name: torch.empty((agent.members, n, *rows)) for name, n in (normal | uniform).items()}
         self.draws = [(agent.draws.normal, name, self.noise[name]) for name in normal]
@@ -138,7 +154,7 @@ class _Step:
         self.gradients: list[Tensor | None] = []
         self.latest: weakref.ref[Readings] | None = None
 
-    def write(self, source: Batch, target: Batch, mix: Mix) -> None:
+    def write(self, source: Batch | Drawn, target: Batch | Drawn, mix: Mix) -> None:
         """Bring what moves to where the tape reads it."""
         if self.latest is not None and (readings := self.latest()) is not None:
             readings.settle()  # somebody still holds them
@@ -183,21 +199,31 @@ class _Step:
 class _Rows:
     """Encoded rows in memory that stays."""
 
-    def __init__(self, agent: Agent, batch: Batch) -> None:
+    def __init__(self, agent: Agent, rows: int) -> None:
         self.networks = agent.networks
-        members, rows, obs_dim = batch.obs.shape
-        joined = torch.empty((members, rows, obs_dim + batch.action.shape[2]))
+        members, obs_dim = agent.members, agent.obs_dim
+        joined = torch.empty((members, rows, obs_dim + agent.action_dim))
         following = torch.empty((members, rows, obs_dim))
         self.made = joined, following
-        reward, terminated, truncated, mc_return = torch.empty((4, members, rows))
+        self.rest = torch.empty((4, members, rows))
+        reward, terminated, truncated, mc_return = self.rest
         self.batch = Batch(
             joined[..., :obs_dim], joined[..., obs_dim:], reward, following, terminated, truncated, mc_return
         )
+        self.encoder: Encoder | None = None
+        self.encoded_by: tuple[Tensor, ...] = ()
 
-    def write(self, batch: Batch) -> None:
+    def write(self, batch: Batch | Drawn) -> None:
         """Encode a batch into it."""
         networks = self.networks
         scales = (networks.obs_mean, networks.obs_std, networks.action_center, networks.action_half)
+        if isinstance(batch, Drawn) and not kernels_take(networks.obs_mean):
+            batch = batch.batch()
+        if isinstance(batch, Drawn):
+            if self.encoder is None or any(a is not b for a, b in zip(scales, self.encoded_by, strict=True)):
+                self.encoder, self.encoded_by = Encoder(scales, ACTION_LIMIT, *self.made, self.rest), scales
+            self.encoder(batch.buffer.packed, len(batch.buffer), batch.index)
+            return
         encode_batch(batch.obs, batch.next_obs, batch.action, scales, ACTION_LIMIT, out=self.made)
         own = self.batch
         own.reward.copy_(batch.reward)

@@ -106,9 +106,7 @@ class GroupResult:
     """By metric; without those that the unit does not have."""
 
 
-def compare_groups(
-    groups: Sequence[Group], baseline: str | None = None
-) -> tuple[list[GroupResult], dict[str, str]]:
+def compare_groups(groups: Sequence[Group], baseline: str | None = None) -> tuple[list[GroupResult], dict[str, str]]:
     """Compare the arms of every group; and by label, why a group cannot be compared.
 
     Args:

@@ -6,6 +6,7 @@ run is stored once and shared by all members; each member's online data is its o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from o2o_smooth.data.store import UNKNOWN_RETURN, row_width
 from o2o_smooth.data.suspicion import SLICE_ROWS
 from o2o_smooth.data.transfer import to_device
 from o2o_smooth.errors import ConfigError, DataError
+from o2o_smooth.kernels.rows import Packed
 
 
 class ReplayBuffer:
@@ -62,6 +64,7 @@ class ReplayBuffer:
         self._written = 0  # rows per ring, ever
         self._reward_map: RewardMap | None = None  # of rows that hold raw rewards
         self._map: RowMap | None = None  # where rows are held out
+        self._packed: Packed | None = None
 
     @classmethod
     def from_transitions(
@@ -109,6 +112,7 @@ class ReplayBuffer:
             ) from error
         buffer._map = RowMap(held_out, len(store), buffer.device) if held_out else None
         buffer._written = len(store) - buffer.held_out
+        buffer._packed = None
         return buffer
 
     def __len__(self) -> int:
@@ -261,12 +265,53 @@ class ReplayBuffer:
         """Where in the dataset the rows stand that `gather` gives, (n,)."""
         return index if self._map is None else self._map.left(index)
 
+    def drawn(self, index: Tensor) -> Drawn:
+        """The same rows, gathered when they are needed, and by whom."""
+        return Drawn(self, index)
+
+    @property
+    def packed(self) -> Packed:
+        """The rows where they lie, as `kernels.rows` reads them; always the same object."""
+        found = self._packed
+        if found is None:
+            gaps, shift = (None, None) if self._map is None else self._map.steps
+            mapped = self._reward_map
+            found = self._packed = Packed(
+                self._rows,
+                self.obs_dim,
+                self.action_dim,
+                0 if self.shared else self.capacity,
+                gaps,
+                shift,
+                None if mapped is None else (mapped.scale, mapped.shift),
+            )
+        return found
+
     def _batch(self, slots: Tensor, index: Tensor) -> Batch:
         rows = self._rows.index_select(0, slots).view(*index.shape, -1)
         batch = unpack(rows, self.obs_dim, self.action_dim)
         if self._reward_map is None:
             return batch
         return batch._replace(reward=batch.reward * self._reward_map.scale + self._reward_map.shift)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """Rows of a buffer by number, not gathered yet."""
+
+    buffer: ReplayBuffer
+    index: Tensor
+    """(M, B) int64, contiguous, in [0, len(buffer))."""
+
+    def batch(self) -> Batch:
+        """The rows, (M, B, ...)."""
+        return self.buffer.gather(self.index)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the observations: M, B, O."""
+        members, rows = self.index.shape
+        return members, rows, self.buffer.obs_dim
 
 
 class Columns(NamedTuple):

@@ -114,6 +114,11 @@ class RowMap:
             torch.from_numpy(x).to(device) for x in (edges[:, 0] - before[:-1], before, before[1:-1])
         )
 
+    @property
+    def steps(self) -> tuple[Tensor, Tensor]:
+        """The numbers, ascending, at which held-out rows are passed over, and by how many before, between and after."""
+        return self._gaps, self._shift
+
     def left(self, index: Tensor) -> Tensor:
         """Rows (n,) of the numbers (n,) of rows that are left."""
         return index + self._shift.index_select(0, torch.bucketize(index, self._gaps, right=True))

@@ -24,7 +24,7 @@ import torch
 
 SWITCH = "O2O_SMOOTH_KERNELS"  # 0 leaves the kernels out
 CACHE = "O2O_SMOOTH_CACHE"
-SOURCES = ("pool", "cpu", "heads", "half")
+SOURCES = ("pool", "cpu", "heads", "half", "rows")
 FLAGS = (
     *("-O3", "-march=native", "-std=c11", "-fPIC", "-fopenmp"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),

@@ -107,6 +107,10 @@ def library() -> ctypes.CDLL:
     lib.o2o_half_relu_back.argtypes = [pointer, pointer, i64]
     lib.o2o_half_norm_back.argtypes = [*[pointer] * 6, *[i64] * 5]
     lib.o2o_half_column_sums.argtypes = [pointer, pointer, i64, i64, i64]
+    u64 = ctypes.c_uint64
+    lib.o2o_integers.argtypes = [pointer, u64, u64, i64, i64, i64, ctypes.c_uint32, pointer]
+    lib.o2o_integers.restype = None
+    lib.o2o_rows.argtypes, lib.o2o_rows.restype = [pointer, pointer, i64, i64, *[pointer] * 3], i64
     for name in CALLS:
         getattr(lib, name).restype = None
     lib.o2o_init(sgemm, None if threads is None else ctypes.cast(threads, pointer))
@@ -227,15 +231,15 @@ class StackedNet:
         self._layer_norm = layer_norm
         self._views: dict[int, _Net] = {}  # by how many copies take part
         self._groups: Sequence[Sequence[Tensor]] = ()
-        self._at: tuple[int, ...] = ()
+        self.at: tuple[int, ...] = ()  # the parameters in use, by address
         self._sizes: dict[tuple[int, int], tuple[int, int, int]] = {}
 
     def bind(self, groups: Sequence[Sequence[Tensor]]) -> None:
         """Use these parameters: weights, biases, gains and shifts of the layers, contiguous float32."""
         at = tuple([p.data_ptr() for group in groups for p in group])
-        if at == self._at:
+        if at == self.at:
             return
-        self._at, self._groups = at, groups
+        self.at, self._groups = at, groups
         for net in self._views.values():
             self._point(net)
 

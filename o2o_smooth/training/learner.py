@@ -10,15 +10,18 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
+from torch import Tensor
+
 from o2o_smooth.agents import Agent
 from o2o_smooth.agents.base import Metrics
 from o2o_smooth.agents.blending import GradientReport
 from o2o_smooth.data.batch import Batch
-from o2o_smooth.data.buffer import ReplayBuffer, concatenate
+from o2o_smooth.data.buffer import Drawn, ReplayBuffer, concatenate
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.smoothing.objective import COMPONENTS, Mix
 from o2o_smooth.training.config import Regime
 
+DRAWS_AT_ONCE = 32
 Source = Literal["offline", "online", "both"]  # whose rows an update sees
 
 
@@ -45,34 +48,38 @@ class Learner:
         self.agent, self.batch_size, self.regime = agent, batch_size, regime
         self.offline_rows, self.online_rows = offline_rows, online_rows
         self.mix: Mix | None = None  # of the latest online update
+        self._ahead = 1  # updates that follow at once, the next one among them
+        self._drawn: dict[str, tuple[object, dict[int, Tensor]]] = {}  # name -> what it is of, step -> row numbers
 
     def offline_update(self) -> Metrics:
         """One update before the switch."""
-        return self.agent.update(self._offline_batch())
+        return self.agent.update(self._offline_rows())
 
     def online_update(self, mix: Mix) -> Metrics:
         """One update after the switch; draws only the rows that some live objective sees."""
         self.mix = mix
         source = self.source(mix)
         if source == "offline":
-            return self.agent.update(self._offline_batch(), mix=mix)
-        target = self._online_batch(mix)
+            return self.agent.update(self._offline_rows(), mix=mix)
+        target = self._online_rows() if self.share(mix) == 0 else self._online_batch(mix)
         if source == "online":
             return self.agent.update(target, mix=mix)
-        return self.agent.update(self._offline_batch(), target, mix=mix)
+        return self.agent.update(self._offline_rows(), target, mix=mix)
 
     def offline_updates(self, count: int) -> Metrics:
         """Several updates before the switch, at least one; the metrics are the last one's."""
         with self.agent.own_threads():
-            for _ in range(count - 1):
+            for self._ahead in range(count, 1, -1):
                 self.offline_update()  # its metrics, if held, would be copied before the next one
+            self._ahead = 1
             return self.offline_update()
 
     def online_updates(self, mixes: Sequence[Mix]) -> Metrics:
         """Several updates after the switch, at least one, on the rows there are; the metrics are the last one's."""
         with self.agent.own_threads():
-            for mix in mixes[:-1]:
+            for self._ahead, mix in zip(range(len(mixes), 1, -1), mixes, strict=False):
                 self.online_update(mix)
+            self._ahead = 1
             return self.online_update(mixes[-1])
 
     def acting(self) -> AbstractContextManager[None]:
@@ -110,20 +117,41 @@ class Learner:
         # Under mixed both objectives share one batch; under retain the online objective's share is drawn apart.
         return "offline_rows" if self.regime == "mixed" else "offline_share"
 
-    def _offline_batch(self, name: str = "offline_rows", rows: int | None = None) -> Batch:
+    def _offline_rows(self, name: str = "offline_rows") -> Drawn:
         if self.offline_rows is None:
             raise ConfigError("this step needs offline rows, and the run has none")
-        index = self.agent.draws.integers(name, self.agent.updates, self.batch_size, len(self.offline_rows))
-        return self.offline_rows.gather(index[:, :rows])
+        return self.offline_rows.drawn(self._numbers(name, len(self.offline_rows)))
 
-    def _online_batch(self, mix: Mix) -> Batch:
+    def _online_rows(self) -> Drawn:
         if self.online_rows is None:
             raise ConfigError("this step needs online rows, and none are collected")
+        return self.online_rows.drawn(self._numbers("online_rows", len(self.online_rows)))
+
+    def _numbers(self, name: str, high: int) -> Tensor:
+        """Row numbers (M, B) of the next update, in [0, high).
+
+        Those of the updates that follow it at once are drawn with them: after an update all that a draw needs lies
+        cold in the caches, and a draw is a function of its step alone.
+        """
+        draws, step = self.agent.draws, self.agent.updates
+        key = (draws, high, self.batch_size)
+        known, numbers = self._drawn.get(name, (None, {}))
+        if known != key or step not in numbers:
+            count = min(self._ahead, DRAWS_AT_ONCE)
+            numbers = dict(enumerate(draws.series(name, step, count, self.batch_size, high), step))
+            self._drawn[name] = (key, numbers)
+        return numbers.pop(step)
+
+    def _offline_batch(self, name: str = "offline_rows", rows: int | None = None) -> Batch:
+        drawn = self._offline_rows(name)
+        return drawn.buffer.gather(drawn.index[:, :rows])
+
+    def _online_batch(self, mix: Mix) -> Batch:
+        drawn = self._online_rows()
         offline = self.share(mix)
-        index = self.agent.draws.integers("online_rows", self.agent.updates, self.batch_size, len(self.online_rows))
         if offline == 0:
-            return self.online_rows.gather(index)
+            return drawn.batch()
         rows = self._offline_batch(self.share_name, offline)
         if offline == self.batch_size:
             return rows
-        return concatenate(rows, self.online_rows.gather(index[:, offline:]))
+        return concatenate(rows, drawn.buffer.gather(drawn.index[:, offline:]))
