@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import importlib.resources
 import io
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -217,7 +218,7 @@ def _times(path: Path, header: Sequence[str], source: CurveSource) -> tuple[int,
         if _COUNT.fullmatch(text) is None:
             raise DataError(f"{where}: {text[:40]!r} is no count of updates or steps; write it as 50000")
     at = tuple(int(text) for text in texts)
-    if any(a >= b for a, b in zip(at, at[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(at)):
         raise DataError(f"{where}: the evaluations must be in rising order, each once")
     last = source.offline_updates if source.phase == "offline" else source.online_steps
     if last is not None and at[-1] > last:
