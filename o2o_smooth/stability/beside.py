@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from o2o_smooth.stability.lettering import GREY, INK, Label, amount
@@ -17,6 +16,8 @@ from o2o_smooth.stability.lettering import GREY, INK, Label, amount
 FloatArray = NDArray[np.float64]
 
 _BAND = "#BDBDBD"
+_DASHES = (0, (4, 1.5))
+_LONGEST = 26  # letters of a source's name beside its line
 _LETTERS = 22  # of a line of the key, in a narrow panel
 
 
@@ -48,21 +49,22 @@ def draw_behind(axes: Axes, curves: Sequence[ReferenceCurve], last: float) -> li
             axes.fill_between(
                 curve.x, curve.scores.min(0), curve.scores.max(0), color=_BAND, alpha=0.45, lw=0, zorder=1
             )
-        axes.plot(curve.x, mean, color=GREY, lw=1.1, marker="o", ms=2.0, zorder=1.7, label="_published")
+        axes.plot(curve.x, mean, color=GREY, ls=_DASHES, lw=1.1, marker="o", ms=2.0, zorder=1.7, label="_published")
         runs = len(curve.scores)
-        words = f"{curve.name} ({runs} run{'s' if runs > 1 else ''})  {amount(float(mean[-1]))}"
-        labels.append(Label(float(mean[-1]), textwrap.shorten(words, 60, placeholder="..."), GREY, bold=False))
+        name = textwrap.shorten(curve.name, _LONGEST, placeholder="...")
+        words = f"{name} ({runs} run{'s' if runs > 1 else ''})  {amount(float(mean[-1]))}"
+        labels.append(Label(float(mean[-1]), words, GREY, bold=False))
     return labels
 
 
 def key(axes: Axes, curves: Sequence[ReferenceCurve], seeds: int) -> None:
     """Say in a narrow panel which line is whose."""
-    handles: list[Line2D | Patch] = [Line2D([], [], color=INK, lw=2.3, label=f"ours (mean of {seeds})")]
+    handles = [Line2D([], [], color=INK, lw=2.3, label=f"ours (mean of {seeds})")]
     for curve in curves:
         runs = len(curve.scores)
         shown = "one run" if runs == 1 else f"mean and range of {runs}"
         words = textwrap.fill(f"{curve.name} ({shown})", _LETTERS)
-        handles.append(Line2D([], [], color=GREY, lw=1.1, marker="o", ms=2.0, label=words))
+        handles.append(Line2D([], [], color=GREY, ls=_DASHES, lw=1.1, marker="o", ms=2.0, label=words))
     axes.legend(
         handles=handles, loc="lower right", frameon=False, fontsize=6.8, handlelength=1.4, labelcolor="linecolor"
     )

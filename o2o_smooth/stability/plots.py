@@ -129,6 +129,8 @@ def switch_figure(
     rows[0][0].set_ylabel(_Y_LABEL[unit])
     if beside:
         _join_at_switch(rows[0][0], axes)
+        if ramp_end is not None:  # which is written there
+            axes[0].set_title("", loc="left")
         for row in rows[1:]:
             row[0].set_visible(False)
     headings(figure, title, _warned(arms, subtitle))

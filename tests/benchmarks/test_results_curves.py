@@ -302,3 +302,22 @@ def test_shipped_curves_stand_apart_from_the_second_sets(tmp_path: Path) -> None
     compare(root, tell=lines.append)
     (line,) = [text for text in lines if text.startswith("curve: ")]
     assert "NOT COMPARABLE (task: hopper-medium-v0 there, hopper-medium-v2 here" in line
+
+
+def test_shipped_curves_are_tested_where_a_study_is_of_the_first_sets(tmp_path: Path) -> None:
+    root = make_study_before(
+        tmp_path / "study",
+        lambda seed: {100_000: 40.0 + seed, 300_000: 31.0 + seed / 2},
+        last=lambda seed: 31.5 + seed / 10,
+        tasks=("hopper-medium-v0",),
+        provenance="d4rl",
+        arms=STAY,
+        offline_updates=500_000,
+    )
+    lines: list[str] = []
+    compare(root, tell=lines.append)
+    (line,) = [text for text in lines if text.startswith("curve: ")]
+    assert ": cannot tell; 2 of 3 points inside; IQL's own code" in line  # theirs are far apart at 100,000
+    assert any(
+        text.startswith("  at 500,000 updates: inside; ours 31.6 (3 seeds), published 31.6 (3 runs)") for text in lines
+    )
