@@ -75,7 +75,7 @@ class CurveAgreement:
     agent: str
     """As the suite calls it."""
     arm: str
-    """Ours; "before the switch" for what arms share."""
+    """Ours; "pretraining" for what arms share."""
     published: PublishedCurve
     """Theirs."""
     points: tuple[Point, ...]
@@ -211,7 +211,7 @@ def _arms(seeds: Sequence[_Seed], curve: PublishedCurve) -> dict[str, list[_Seed
     by_row = {id(seed.row): seed for seed in seeds}
     rows = [seed.row for seed in seeds]
     if curve.source.phase == "offline":
-        arms = {"before the switch": once_a_pretraining(rows)}
+        arms = {"pretraining": once_a_pretraining(rows)}
     else:
         arms = arms_after(rows, curve.source.switch)
     return {arm: [by_row[id(row)] for row in chosen] for arm, chosen in arms.items()}

@@ -66,5 +66,5 @@ def key(axes: Axes, curves: Sequence[ReferenceCurve], seeds: int) -> None:
         words = textwrap.fill(f"{curve.name} ({shown})", _LETTERS)
         handles.append(Line2D([], [], color=GREY, ls=_DASHES, lw=1.1, marker="o", ms=2.0, label=words))
     axes.legend(
-        handles=handles, loc="lower right", frameon=False, fontsize=6.8, handlelength=1.4, labelcolor="linecolor"
+        handles=handles, loc="best", frameon=False, fontsize=6.8, handlelength=1.4, labelcolor="linecolor"
     )

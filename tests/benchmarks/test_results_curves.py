@@ -92,7 +92,7 @@ def test_the_verdict_of_a_curve(
     found, lines = lines_of(root, head, tolerance=tolerance)
     assert found == code
     (line,) = [text for text in lines if text.startswith("curve: ")]
-    assert f"{TASK}, iql, before the switch (before the switch): {verdict}; " in line
+    assert f"{TASK}, iql, before the switch (pretraining): {verdict}; " in line
     assert len([text for text in lines if text.startswith("  at ")]) == 3
     assert any(text.startswith("source: A library: <https://example.org/library>") for text in lines)
 
@@ -128,8 +128,8 @@ def test_nan_of_ours_is_never_agreement(tmp_path: Path) -> None:
     rows[0] |= {"score": None, "return_mean": None}
     log.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (one,) = held(root, make_curves(tmp_path))
-    assert one.answer != "inside"
-    assert one.points[0].answer == "cannot tell" or not one.comparable
+    assert one.points[0].answer == "cannot tell"
+    assert one.answer == "cannot tell"
 
 
 def test_a_pretraining_from_the_cache_leaves_the_switch(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_results_show_curves_with_their_verdicts(tmp_path: Path, monkeypatch: py
     section = page[page.index("## Published curves") :]
     (row,) = [line for line in section.splitlines() if line.startswith(f"| {TASK}") and "A library" in line]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:7] == [TASK, "iql", "before the switch", "before the switch", "3", "31.0 (3)", "30.0 (3)"]
+    assert cells[:7] == [TASK, "iql", "before the switch", "pretraining", "3", "31.0 (3)", "30.0 (3)"]
     assert cells[8:] == ["inside", "A library"]
     assert "+1.0 [" in cells[7] and cells[7].endswith("at 500")
     assert "not comparable: task: maze-v0 there, maze-v2 here" in section
