@@ -65,6 +65,4 @@ def key(axes: Axes, curves: Sequence[ReferenceCurve], seeds: int) -> None:
         shown = "one run" if runs == 1 else f"mean and range of {runs}"
         words = textwrap.fill(f"{curve.name} ({shown})", _LETTERS)
         handles.append(Line2D([], [], color=GREY, ls=_DASHES, lw=1.1, marker="o", ms=2.0, label=words))
-    axes.legend(
-        handles=handles, loc="best", frameon=False, fontsize=6.8, handlelength=1.4, labelcolor="linecolor"
-    )
+    axes.legend(handles=handles, loc="best", frameon=False, fontsize=6.8, handlelength=1.4, labelcolor="linecolor")

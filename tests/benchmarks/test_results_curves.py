@@ -248,10 +248,9 @@ def test_what_is_comparable_is_drawn_behind_ours(tmp_path: Path) -> None:
     ]
     assert main.get_xlabel().startswith("environment steps")
     theirs = [line for line in left.lines if line.get_label() == "_published"]
-    assert [list(line.get_ydata()) for line in theirs] == [[10.0, 30.0, 50.0]]
-    assert max(line.get_zorder() for line in theirs) < min(
-        line.get_zorder() for line in left.lines if line not in theirs and len(line.get_xdata()) > 2
-    )
+    assert [np.asarray(line.get_ydata()).tolist() for line in theirs] == [[10.0, 30.0, 50.0]]
+    ours = [line.get_zorder() for line in left.lines if line not in theirs and len(np.asarray(line.get_xdata())) > 2]
+    assert ours and max(line.get_zorder() for line in theirs) < min(ours)
 
 
 def test_what_is_published_after_the_switch_is_named_at_its_end(tmp_path: Path) -> None:
