@@ -41,7 +41,9 @@ commands:
   results DIR [--baseline ARM]
                           make tables, plots and RESULTS.md again; every arm against this one (default: the jump)
   compare DIR [--tolerance POINTS] [--force]
-                          hold the results against published numbers (docs/results.md)
+                          hold the results against published numbers and curves (docs/results.md)
+  references [TASK] [--agent NAME]
+                          published numbers and curves on file, with their sources
   list                    shipped suites
   show NAME               a shipped suite's file, to start one of your own from
   sweep-export SUITE --out sweep.yaml
@@ -74,6 +76,7 @@ def bench(arguments: list[str]) -> int:
         "resume": _resume,
         "results": _results,
         "compare": _compare,
+        "references": _references,
         "list": _list,
         "show": _show,
         "sweep-export": _sweep_export,
@@ -292,6 +295,17 @@ def _compare(arguments: list[str]) -> int:
     rest, tolerance = take([argument for argument in arguments if argument != "--force"], "--tolerance")
     points = TOLERANCE if tolerance is None else _real(tolerance, "--tolerance")
     return compare(_folder(rest, "compare"), force=force, tolerance=points)
+
+
+def _references(arguments: list[str]) -> int:
+    from o2o_smooth.benchmarks.references_list import reference_lines
+
+    rest, agent = take(arguments, "--agent")
+    if len(rest) > 1 or any(argument.startswith("-") for argument in rest):
+        raise O2OError("o2o-smooth bench references [TASK] [--agent NAME]")
+    for line in reference_lines(rest[0] if rest else None, agent):
+        print(line)
+    return 0
 
 
 def _list(arguments: list[str]) -> int:

@@ -12,13 +12,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from o2o_smooth.benchmarks.published import Published, read_published
+from o2o_smooth.benchmarks.published_curves import read_published_curves
 from o2o_smooth.benchmarks.results_across import across_tasks
+from o2o_smooth.benchmarks.results_beside import beside_groups
 from o2o_smooth.benchmarks.results_boards import compare_groups
-from o2o_smooth.benchmarks.results_compare import TOLERANCE, Agreement, agreements, exit_code
+from o2o_smooth.benchmarks.results_compare import TOLERANCE, Agreement, Judged, agreements, exit_code
+from o2o_smooth.benchmarks.results_curves import curve_agreements
 from o2o_smooth.benchmarks.results_leaderboards import LEADERBOARDS, leaderboards_page
 from o2o_smooth.benchmarks.results_page import RESULTS, Findings, results_page
 from o2o_smooth.benchmarks.results_pictures import draw_all
 from o2o_smooth.benchmarks.results_published import interval_words, source_line, sources
+from o2o_smooth.benchmarks.results_published_curves import curve_lines, curve_source_line, curve_sources
 from o2o_smooth.benchmarks.results_rows import (
     CURVE_FIELDS,
     RUN_FIELDS,
@@ -55,7 +59,8 @@ def write_results(study: Path, note: Callable[[str], None] | None = None, *, bas
     tell = note or print
     found = _find(study, baseline=baseline)
     root = found.study.root
-    pictures = draw_all(found.results, found.across, root / PLOTS) if found.results else []
+    beside = beside_groups(found.study, found.groups, found.curves)
+    pictures = draw_all(found.results, found.across, root / PLOTS, beside) if found.results else []
     for path in set((root / PLOTS).glob("*.png")) - {picture.path for picture in pictures}:  # of arms that are gone
         path.unlink(missing_ok=True)
     files = [
@@ -87,6 +92,7 @@ def _find(study: Path, published: Iterable[Published] | None = None, *, baseline
         pictures=(),
         agreements=agreements(rows, read_published() if published is None else published),
         files=(),
+        curves=curve_agreements(plan, groups, rows, read_published_curves()),
     )
 
 
@@ -96,6 +102,7 @@ def compare(
     force: bool = False,
     tolerance: float = TOLERANCE,
     references: Iterable[Path] | None = None,
+    curves: Iterable[Path] | None = None,
     tell: Callable[[str], None] = print,
 ) -> int:
     """Say whether a study agrees with published numbers.
@@ -105,6 +112,7 @@ def compare(
         force: Show numbers also where they are not comparable, with that mark; they never count.
         tolerance: Differences up to this do not matter, in points.
         references: Files of published numbers; those of the package where None.
+        curves: Heads of published curves; those of the package where None.
         tell: Where lines go.
 
     Returns:
@@ -122,22 +130,29 @@ def compare(
     results, problems = compare_groups(groups)
     rows = run_rows(groups, {result.group.label: result.comparison for result in results})
     found = agreements(rows, read_published(references), tolerance=tolerance)
+    along = curve_agreements(plan, groups, rows, read_published_curves(curves), tolerance=tolerance)
+    judged: list[Judged] = [*found, *along]
     for label, problem in problems.items():
         tell(f"{label}: left out, its arms cannot be compared: {problem}")
-    if not found:
+    if not judged:
         tell("no published numbers are on file for the completed runs of this study")
-        return exit_code(found)
+        return exit_code(judged)
     for one in found:
         tell(_line(one, force=force))
+    for curve in along:
+        for line in curve_lines(curve, force=force):
+            tell(line)
     for source in sources(found):
         tell(f"source: {source_line(source)}")
-    counts = [sum(one.comparable and one.answer == answer for one in found) for answer in ("inside", "outside")]
-    apart = sum(not one.comparable for one in found)
+    for origin in curve_sources(along):
+        tell(f"source: {curve_source_line(origin)}")
+    counts = [sum(one.comparable and one.answer == answer for one in judged) for answer in ("inside", "outside")]
+    apart = sum(not one.comparable for one in judged)
     tell(
-        f"{counts[0]} inside, {counts[1]} outside, {len(found) - sum(counts) - apart} cannot tell, {apart} not "
+        f"{counts[0]} inside, {counts[1]} outside, {len(judged) - sum(counts) - apart} cannot tell, {apart} not "
         f"comparable (within {tolerance:g} points)"
     )
-    return exit_code(found)
+    return exit_code(judged)
 
 
 def _line(one: Agreement, *, force: bool) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -96,7 +96,16 @@ def published_name(row: Mapping[str, Any]) -> str:
     return "cal_ql" if name == "cql" and row["calibrated"] else name
 
 
-def welch(mean: float, deviation: float, n: int, other: float, other_deviation: float, m: int) -> tuple[float, float]:
+def welch(
+    mean: float,
+    deviation: float,
+    n: int,
+    other: float,
+    other_deviation: float,
+    m: int,
+    *,
+    confidence: float = CONFIDENCE,
+) -> tuple[float, float]:
     """The interval of mean - other, from standard deviations (n - 1) and numbers of seeds, two at least each.
 
     Source: Welch 1947; degrees of freedom by Satterthwaite.
@@ -107,11 +116,25 @@ def welch(mean: float, deviation: float, n: int, other: float, other_deviation: 
     if total == 0.0:
         return difference, difference
     df = total**2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1))
-    width = t_at_tail((1 - CONFIDENCE) / 2, df) * math.sqrt(total)
+    width = t_at_tail((1 - confidence) / 2, df) * math.sqrt(total)
     return difference - width, difference + width
 
 
-def exit_code(found: Sequence[Agreement]) -> int:
+class Judged(Protocol):
+    """A number or a curve that was held against ours."""
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the two were measured alike."""
+        ...
+
+    @property
+    def answer(self) -> Answer:
+        """Whether they agree."""
+        ...
+
+
+def exit_code(found: Sequence[Judged]) -> int:
     """0: all that is comparable is inside; 1: something is outside; 2: nothing is, but not all could be told."""
     answers = [one.answer for one in found if one.comparable]
     if "outside" in answers:
@@ -122,11 +145,21 @@ def exit_code(found: Sequence[Agreement]) -> int:
 def _arms(rows: Sequence[Mapping[str, Any]], number: Published) -> dict[str, list[Mapping[str, Any]]]:
     """The rows that a number is held against, by arm; J0 belongs to the pretraining, once a seed."""
     if number.metric in _AT_SWITCH:
-        once: dict[Any, Mapping[str, Any]] = {}
-        for row in rows:
-            once.setdefault((row["pretraining"], row["seed"]), row)
-        return {"at the switch": list(once.values())}
-    wanted = [row for row in rows if row["role"] == number.source.switch]
+        return {"at the switch": once_a_pretraining(rows)}
+    return arms_after(rows, number.source.switch)
+
+
+def once_a_pretraining(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of the arms that share a pretraining, the first, for each seed."""
+    once: dict[Any, Mapping[str, Any]] = {}
+    for row in rows:
+        once.setdefault((row["pretraining"], row["seed"]), row)
+    return list(once.values())
+
+
+def arms_after(rows: Sequence[Mapping[str, Any]], switch: str | None) -> dict[str, list[Mapping[str, Any]]]:
+    """By arm, the rows that do what was done at a published switch; the baseline's where none does."""
+    wanted = [row for row in rows if row["role"] == switch]
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in wanted or rows:
         if wanted or row["arm"] == row["baseline"]:

@@ -13,9 +13,11 @@ import numpy as np
 from o2o_smooth.benchmarks.results_across import Across
 from o2o_smooth.benchmarks.results_boards import BOARDS, ON_DIPS, Board, GroupResult
 from o2o_smooth.benchmarks.results_compare import Agreement
+from o2o_smooth.benchmarks.results_curves import CurveAgreement
 from o2o_smooth.benchmarks.results_leaderboards import FEW, LEADERBOARDS, leader_rows
 from o2o_smooth.benchmarks.results_pictures import Picture
 from o2o_smooth.benchmarks.results_published import published_section
+from o2o_smooth.benchmarks.results_published_curves import curves_section
 from o2o_smooth.benchmarks.results_study import STATUSES, Group, SeedRun, Study, listed_seeds, losses
 from o2o_smooth.benchmarks.results_tables import code, escape, number, span, table
 from o2o_smooth.benchmarks.results_words import caveats, opening, unequal_seeds
@@ -48,6 +50,8 @@ class Findings:
     """With published numbers."""
     files: Sequence[Path]
     """Tables that were written."""
+    curves: Sequence[CurveAgreement] = ()
+    """With published curves."""
 
 
 def results_page(found: Findings) -> str:
@@ -66,6 +70,7 @@ def results_page(found: Findings) -> str:
         *_pictures(found, "scatter"),
         *(part for result in found.results for part in _group(result, found)),
         published_section(found.agreements),
+        curves_section(found.curves),
         "## What did not finish",
         _lost(found),
         "## Price",

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from o2o_smooth.benchmarks.results_across import Across
+from o2o_smooth.benchmarks.results_beside import Beside
 from o2o_smooth.benchmarks.results_boards import Board, GroupResult, Line
 from o2o_smooth.stability.compared import Comparison
 from o2o_smooth.stability.lettering import GREY, INK, LABEL_SIZE, headings
@@ -58,8 +59,19 @@ def file_name(*parts: str) -> str:
 
 
 @literal
-def draw_all(results: Sequence[GroupResult], across: Sequence[Across], folder: Path) -> list[Picture]:
+def draw_all(
+    results: Sequence[GroupResult],
+    across: Sequence[Across],
+    folder: Path,
+    beside: Mapping[str, Beside] | None = None,
+) -> list[Picture]:
     """Draw everything into a folder.
+
+    Args:
+        results: What can be compared.
+        across: Over tasks.
+        folder: Where the pictures go.
+        beside: By the label of a group, the published curves that may stand behind ours.
 
     Raises:
         O2OError: The folder cannot be written.
@@ -112,7 +124,10 @@ def draw_all(results: Sequence[GroupResult], across: Sequence[Across], folder: P
     for result in results:
         label, comparison = result.group.label, result.comparison
         parts = (result.group.task, result.group.agent)
-        put(curves_figure(result), "curves", label, f"{label}: curves from the switch on.", *parts)
+        theirs = (beside or {}).get(label, Beside())
+        put(
+            curves_figure(result, theirs), "curves", label, f"{label}: curves from the switch on.{theirs.words}", *parts
+        )
         subtitle = _subtitle(comparison)
         title = f"{label}: dips and recoveries"
         figure = spread_figure(comparison, title=title, subtitle=subtitle)
@@ -132,8 +147,9 @@ def batches(results: Sequence[GroupResult], size: int) -> Iterator[Sequence[Grou
         yield results[start : start + each]
 
 
-def curves_figure(result: GroupResult) -> Figure:
-    """All curves of one task and agent around the switch, as the report draws them."""
+def curves_figure(result: GroupResult, beside: Beside | None = None) -> Figure:
+    """All curves of one task and agent around the switch, as the report draws them, with published ones behind."""
+    theirs = beside or Beside()
     comparison = result.comparison
     return switch_figure(
         {column.arm.name: column.arm.curves for column in comparison.columns},
@@ -142,6 +158,9 @@ def curves_figure(result: GroupResult) -> Figure:
         unit=comparison.unit,
         ramp_end=ramp_end(comparison),
         bands=dict(bands(comparison)),
+        pretraining=theirs.pretraining,
+        published=theirs.after,
+        published_before=theirs.before,
     )
 
 

@@ -13,6 +13,7 @@ from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike, NDArray
 
 from o2o_smooth.stability import sheet
+from o2o_smooth.stability.beside import ReferenceCurve, draw_behind, key
 from o2o_smooth.stability.curves import Curve, PretrainCurve, Unit
 from o2o_smooth.stability.lettering import GREY, INK, LABEL_SIZE, Label, amount, count, headings, label_right
 from o2o_smooth.stability.origin import Origin, check_comparable, offline_data, provenances
@@ -72,6 +73,9 @@ def switch_figure(
     ramp_end: float | None = None,
     mix_provenance: bool = False,
     bands: Bands | None = None,
+    pretraining: Sequence[PretrainCurve] = (),
+    published: Sequence[ReferenceCurve] = (),
+    published_before: Sequence[ReferenceCurve] = (),
 ) -> Figure:
     """Draw the arms of a comparison from the switch on: a thin line a seed, a thick one for their mean.
 
@@ -89,6 +93,9 @@ def switch_figure(
         mix_provenance: Draw scores from data of different provenance all the same; the subtitle says so then.
         bands: By arm, (env steps, low, high) of the interval of its mean; NaN leaves a gap. Beside the bands of more
             than three arms the seeds' own lines are left out.
+        pretraining: Evaluations before the switch, in the same unit; drawn to the left with `published_before`.
+        published: What others measured after the switch, drawn behind the arms.
+        published_before: What others measured before it; without `pretraining` it is not drawn.
 
     Raises:
         ValueError: No arm, or an arm without curves.
@@ -97,16 +104,35 @@ def switch_figure(
     _check(arms)
     check_comparable(arms, mix_provenance=mix_provenance)
     figure = new_figure(height=5.6 if weights else 4.6)
+    beside = bool(pretraining) and bool(published_before)
     rows = figure.subplots(
-        2 if weights else 1, 1, sharex=True, squeeze=False, height_ratios=[4.6, 1] if weights else [1]
+        2 if weights else 1,
+        2 if beside else 1,
+        sharex="col",
+        sharey="row" if beside else False,
+        squeeze=False,
+        height_ratios=[4.6, 1] if weights else [1],
+        width_ratios=[1, 2.2] if beside else [1],
     )
-    axes = [row[0] for row in rows]
+    axes = [row[-1] for row in rows]
     colours = arm_colours(arms)
+    last = max(float(curve.env_steps[-1]) for curves in arms.values() for curve in curves)
+    theirs = draw_behind(axes[0], published, last)
+    if beside:
+        _draw_pretraining(rows[0][0], pretraining, INK)
+        draw_behind(rows[0][0], published_before, max(float(curve.updates[-1]) for curve in pretraining))
+        key(rows[0][0], published_before, len(pretraining))
     for arm, (steps, low, high) in (bands or {}).items():
         axes[0].fill_between(steps, low, high, color=colours[arm][0], alpha=0.12, lw=0, zorder=1.8)
-    _draw_arms(axes[0], arms, colours, reference or {}, seeds=not bands or len(arms) <= _FEW_ARMS)
-    _finish_switch_axes(axes, arms, colours, weights, ramp_end, fraction=0.075)
-    axes[0].set_ylabel(_Y_LABEL[unit])
+    _draw_arms(axes[0], arms, colours, reference or {}, seeds=not bands or len(arms) <= _FEW_ARMS, more=theirs)
+    _finish_switch_axes(axes, arms, colours, weights, ramp_end, fraction=0.1 if beside else 0.075)
+    rows[0][0].set_ylabel(_Y_LABEL[unit])
+    if beside:
+        _join_at_switch(rows[0][0], axes)
+        if ramp_end is not None:  # which is written there
+            axes[0].set_title("", loc="left")
+        for row in rows[1:]:
+            row[0].set_visible(False)
     headings(figure, title, _warned(arms, subtitle))
     return figure
 
@@ -196,6 +222,7 @@ def _draw_arms(
     reference: Mapping[str, float],
     *,
     seeds: bool = True,
+    more: Sequence[Label] = (),
 ) -> None:
     """Curves, the line of J0, reference lines, and the name of each at its right end."""
     labels = []
@@ -229,7 +256,7 @@ def _draw_arms(
     dress(axes)
     axes.margins(y=0.06)
     _show_zero(axes, [curve for curves in arms.values() for curve in curves])
-    label_right(axes, [*labels, *_draw_data(axes, arms)])
+    label_right(axes, [*labels, *more, *_draw_data(axes, arms)])
 
 
 def _show_zero(axes: Axes, curves: Sequence[Curve | PretrainCurve]) -> None:
@@ -264,12 +291,12 @@ def _first_of(arms: Sequence[str]) -> str:
     return arms[0] if len(arms) == 1 else f"{arms[0]} and {len(arms) - 1} more"
 
 
-def _draw_pretraining(axes: Axes, curves: Sequence[PretrainCurve]) -> None:
+def _draw_pretraining(axes: Axes, curves: Sequence[PretrainCurve], colour: str = GREY) -> None:
     """The evaluations before the switch, in grey: they are the way here, not the matter."""
     for curve in curves:
-        axes.plot(curve.updates, curve.scores, color=GREY, lw=0.7, alpha=0.45, zorder=2)
+        axes.plot(curve.updates, curve.scores, color=colour, lw=0.7, alpha=0.45, zorder=2)
     updates, mean = _mean([(curve.updates, curve.scores) for curve in curves])
-    axes.plot(updates, mean, color=GREY, lw=2.3, zorder=3, marker="o", ms=3.2, mec="white", mew=0.5)
+    axes.plot(updates, mean, color=colour, lw=2.3, zorder=3, marker="o", ms=3.2, mec="white", mew=0.5)
     dress(axes)
     axes.margins(x=0.03, y=0.06)
     axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
