@@ -146,6 +146,7 @@ def test_tasks_lists_what_a_task_can_be(capsys: pytest.CaptureFixture[str], monk
     assert "hopper-medium-v2" in text
 
 
+@pytest.mark.slow
 def test_run_from_the_shell_with_a_config_file_and_a_fork(tmp_path: Path) -> None:
     """As a user does it: another folder, a config file, then a fork whose defaults are the checkpoint's."""
     n = 400

@@ -364,6 +364,7 @@ def test_without_a_compiler_the_reason_is_told_and_everything_works(tmp_path: Pa
 
 
 @needs_kernels
+@pytest.mark.slow
 def test_kernels_are_built_once_and_survive_a_broken_cache(tmp_path: Path) -> None:
     code = "from o2o_smooth.kernels.cpu import unavailable; print(unavailable())"
     environment = {**os.environ, "O2O_SMOOTH_CACHE": str(tmp_path / "cache")}

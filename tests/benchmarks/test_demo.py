@@ -18,6 +18,7 @@ from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.progress import Silent
 
 
+@pytest.mark.slow
 def test_demo_ends_with_a_table_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gymnasium_robotics", reason="needs the extra robotics")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))

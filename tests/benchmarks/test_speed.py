@@ -241,6 +241,7 @@ def test_growth_compares_cost_with_work() -> None:
     assert exponents([]) == []
 
 
+@pytest.mark.slow
 def test_growth_is_timed_drawn_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(speed_growth.POINTS, "batch", (2, 4, 10**9))
     monkeypatch.setitem(speed_growth.POINTS, "buffer", (20, 10**12))
