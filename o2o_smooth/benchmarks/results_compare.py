@@ -16,11 +16,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from o2o_smooth.benchmarks.published import Published
+from o2o_smooth.data.hdf5 import published_name as d4rl_file
+from o2o_smooth.envs import find_task, known_tasks
+from o2o_smooth.errors import EnvError
 from o2o_smooth.stability.student import t_at_tail
 
 Answer = Literal["inside", "outside", "cannot tell"]
@@ -184,6 +188,23 @@ def _agreement(
     return Agreement(number.task, agent, arm, number, values, reasons, answer, low, high)
 
 
+def other_data(task: str, datasets: Iterable[str | None]) -> list[str]:
+    """Offline data that are not those of a task, though of the right provenance: another tier's, or version's."""
+    try:
+        known = find_task(task, imports=False)
+    except EnvError:
+        return []  # a task of somebody's own
+    file, found = d4rl_file(known), []
+    for dataset in sorted({name for name in datasets if name}):
+        name = Path(dataset).name
+        if name.endswith(".hdf5"):
+            if file is not None and name != file:
+                found.append(f"offline data: D4RL's {file} there, {name} here")
+        elif dataset not in known.dataset_ids and any(dataset in one.dataset_ids for one in known_tasks()):
+            found.append(f"offline data: those of {task} there, {dataset} here")
+    return found
+
+
 def _reasons(number: Published, rows: Sequence[Mapping[str, Any]], values: Sequence[float]) -> tuple[str, ...]:
     """Why a number cannot be held against these rows."""
     source = number.source
@@ -195,6 +216,7 @@ def _reasons(number: Published, rows: Sequence[Mapping[str, Any]], values: Seque
             found.append(f"{what} {theirs} there, {' and '.join(ours)} here")
 
     differs("provenance", source.provenance, "offline data:")
+    found += other_data(number.task, [row["dataset"] for row in rows])
     if any(row["unit"] != "score" for row in rows):
         found.append("normalised scores there, returns here")
     differs("offline_updates", source.offline_updates, "updates before the switch:")

@@ -30,6 +30,7 @@ from o2o_smooth.benchmarks.results_compare import (
     Answer,
     arms_after,
     once_a_pretraining,
+    other_data,
     published_name,
     welch,
 )
@@ -313,6 +314,7 @@ def _reasons(
 
     differs(curve.task, [task], "task:")
     differs(source.provenance, [seed.row["provenance"] for seed in seeds], "offline data:")
+    found += other_data(curve.task, [seed.row["dataset"] for seed in seeds])
     if any(seed.row["unit"] != "score" for seed in seeds):
         found.append("normalised scores there, returns here")
     elif source.score == "return" and scale is None:

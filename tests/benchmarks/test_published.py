@@ -14,7 +14,7 @@ import scipy.stats
 
 from o2o_smooth.benchmarks.published import Published, read_published, shipped
 from o2o_smooth.benchmarks.results import compare
-from o2o_smooth.benchmarks.results_compare import agreements, exit_code, welch
+from o2o_smooth.benchmarks.results_compare import agreements, exit_code, other_data, welch
 from o2o_smooth.cli import main
 from o2o_smooth.envs import find_task
 from o2o_smooth.errors import ConfigError, DataError
@@ -153,7 +153,7 @@ def test_another_switch_is_not_comparable_after_it(tmp_path: Path) -> None:
 def test_the_same_pretraining_counts_once_at_the_switch(tmp_path: Path) -> None:
     row = {
         "task": TASK, "agent": "iql", "agent_name": "iql", "calibrated": None, "status": "completed", "unit": "score",
-        "provenance": "d4rl", "offline_updates": 1_000_000, "online_steps": 1, "role": "jump", "baseline": "jump",
+        "provenance": "d4rl", "dataset": None, "offline_updates": 1_000_000, "online_steps": 1, "role": "jump", "baseline": "jump",
         "pretraining": "x", "j0": 77.0, "final": 5.0,
     }  # fmt: skip
     rows = [{**row, "arm": arm, "seed": seed} for arm in ("jump", "linear") for seed in range(3)]
@@ -214,3 +214,14 @@ def test_a_broken_file_of_numbers_is_named(tmp_path: Path, change: tuple[str, st
     with pytest.raises(DataError, match=message) as caught:
         read_published([path])
     assert str(path) in str(caught.value)
+
+
+def test_data_of_another_version_or_tier_are_not_comparable() -> None:
+    assert other_data("hopper-medium-v2", ["/data/hopper_medium-v2.hdf5", "mujoco/hopper/medium-v0", None]) == []
+    assert other_data("hopper-medium-v2", ["/data/hopper_medium-v0.hdf5"]) == [
+        "offline data: D4RL's hopper_medium-v2.hdf5 there, hopper_medium-v0.hdf5 here"
+    ]
+    assert other_data("hopper-medium-v2", ["mujoco/hopper/expert-v0"]) == [
+        "offline data: those of hopper-medium-v2 there, mujoco/hopper/expert-v0 here"
+    ]
+    assert other_data("a-task-of-my-own", ["mujoco/hopper/expert-v0"]) == []
