@@ -153,8 +153,8 @@ def test_another_switch_is_not_comparable_after_it(tmp_path: Path) -> None:
 def test_the_same_pretraining_counts_once_at_the_switch(tmp_path: Path) -> None:
     row = {
         "task": TASK, "agent": "iql", "agent_name": "iql", "calibrated": None, "status": "completed", "unit": "score",
-        "provenance": "d4rl", "dataset": None, "offline_updates": 1_000_000, "online_steps": 1, "role": "jump", "baseline": "jump",
-        "pretraining": "x", "j0": 77.0, "final": 5.0,
+        "provenance": "d4rl", "dataset": None, "offline_updates": 1_000_000, "online_steps": 1, "role": "jump",
+        "baseline": "jump", "pretraining": "x", "j0": 77.0, "final": 5.0,
     }  # fmt: skip
     rows = [{**row, "arm": arm, "seed": seed} for arm in ("jump", "linear") for seed in range(3)]
     found = {one.published.metric: one for one in agreements(rows, [find(TASK, "iql", "j0")])}
