@@ -29,9 +29,12 @@ SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+TaskPlugin=task/affinity
 SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerCPU=500
+GresTypes=gpu
+EnforcePartLimits=ANY
 MpiDefault=none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
@@ -81,12 +84,14 @@ class Cluster:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         lines = [CONFIG.format(host=socket.gethostname(), controller=self._ports[0], folder=folder)]
         for (name, cores), port in zip(nodes.items(), self._ports[1:], strict=True):
-            lines.append(f"NodeName={name} NodeAddr=127.0.0.1 Port={port} CPUs={cores} RealMemory=4000\n")
+            lines.append(f"NodeName={name} NodeAddr=127.0.0.1 Port={port} CPUs={cores} RealMemory=4000 Gres=gpu:1\n")
             (folder / f"spool-{name}").mkdir()
         lines.append("PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1\n")
         lines.append("PartitionName=graced Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20\n")
+        lines.append("PartitionName=short Nodes=ALL MaxTime=10 State=UP\n")
         lines.append("PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF\n")
         (folder / "slurm.conf").write_text("".join(lines))
+        (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
         (folder / "state").mkdir()
         key = folder / "munge.key"
         key.touch(mode=0o400)
