@@ -79,7 +79,7 @@ class Cluster:
     """
 
     def __init__(self, folder: Path, nodes: dict[str, int]) -> None:
-        self.folder = folder
+        self.folder, self.nodes = folder, tuple(nodes)
         self._ports = _free_ports(1 + len(nodes))
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         lines = [CONFIG.format(host=socket.gethostname(), controller=self._ports[0], folder=folder)]
@@ -103,12 +103,19 @@ class Cluster:
             "SLURM_CONF": str(folder / "slurm.conf"),
             "PATH": f"{os.environ['PATH']}:{SBIN}",
         }
+
+    def start(self) -> None:
+        """Start everything, and wait until it is there."""
         self._begin("munged", self._munged())
-        self.until(lambda: (folder / "munge.socket").exists())
+        self.until(lambda: (self.folder / "munge.socket").exists())
         self._begin("slurmctld", ["slurmctld", "-D", "-c"])
-        for name in nodes:
+        for name in self.nodes:
             self.start_node(name)
-        self.until(lambda: set(self.sinfo().values()) == {"idle"} and len(self.sinfo()) == len(nodes))
+        self.until_idle()
+
+    def until_idle(self) -> None:
+        """Wait until all nodes are there and have nothing to do."""
+        self.until(lambda: self.up() == set(self.nodes) and set(self.sinfo().values()) == {"idle"})
 
     def _munged(self) -> list[str]:
         names = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
@@ -135,6 +142,18 @@ class Cluster:
         unshare = self._processes.pop(name)
         unshare.kill()  # which kills the first process of its space, and the kernel the rest
         unshare.wait()
+        with contextlib.suppress(RuntimeError):  # Slurm would find out later, by itself
+            self.call("scontrol", "update", f"nodename={name}", "state=down", "reason=lost")
+
+    def up(self) -> set[str]:
+        """The nodes that have not been lost."""
+        return {name for name in self.nodes if name in self._processes}
+
+    def hurry(self) -> None:
+        """Start requeued jobs now, for which Slurm takes two minutes."""
+        for line in self.call("squeue", "--noheader", "--states=PENDING", "--format", "%i %r").splitlines():
+            if line.endswith("BeginTime"):
+                self.call("scontrol", "update", f"jobid={line.split()[0]}", "starttime=now")
 
     def call(self, *command: str) -> str:
         """What a command of Slurm's prints."""
@@ -200,6 +219,7 @@ def main() -> int:
     folder.mkdir(parents=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     cluster = Cluster(folder, {"node1": 2, "node2": 2})
+    cluster.start()
     print(f"export SLURM_CONF={folder}/slurm.conf", flush=True)
     try:
         while True:
