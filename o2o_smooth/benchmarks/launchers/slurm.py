@@ -39,7 +39,9 @@ from o2o_smooth.files import written_whole
 RECORD = "slurm.json"
 TOOLS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 MARGIN_S = 30  # between the end of the grace and Slurm's own kill
+BESIDE_MB = 128  # of memory, for the processes around a job's command
 RESOLUTION_S = 60  # by which Slurm's signal may come early
+TAIL, LINE = 4000, 200  # characters of its output that are looked at, and that are told
 REQUEUES = 1000  # after time limits; each goes on where the last one stopped
 OVER: dict[str, tuple[Outcome, str]] = {
     "BOOT_FAIL": ("lost", "its node did not boot"),
@@ -49,7 +51,7 @@ OVER: dict[str, tuple[Outcome, str]] = {
     "FAILED": ("lost", "its process on the node died, or could not begin"),
     "GONE": ("lost", "Slurm knows nothing of it any more"),
     "NODE_FAIL": ("lost", "its node failed"),
-    "OUT_OF_MEMORY": ("failed", "out of memory: ask for more"),
+    "OUT_OF_MEMORY": ("failed", "out of memory: ask for more (--launcher-option sbatch.mem=8G)"),
     "PREEMPTED": ("lost", "preempted"),
     "REVOKED": ("lost", "taken back by Slurm"),
     "TIMEOUT": ("interrupted", "its time limit has passed"),
@@ -270,7 +272,7 @@ class SlurmLauncher:
         order = order_for(job, via="Slurm", grace_s=self.grace_s, lease_s=self.lease_s, environment={}, detach=False)
         record = _Record(f"o2o-{job.id[:40]}-{order.token[:8]}", order.token, _hash(job))
         _write(job, record)  # before it is submitted: a runner that is killed now finds it by its name
-        memory = self._memory if job.memory is None else math.ceil(job.memory / 2**20)
+        memory = self._memory if job.memory is None else math.ceil(job.memory / 2**20) + BESIDE_MB
         parameters = {
             **self._parameters,
             "job_name": record.name,
@@ -333,7 +335,8 @@ class SlurmLauncher:
         if time.monotonic() - submitted.over_since < self.settle_s:
             return None  # a file system shows what others write with some delay
         outcome, detail = OVER[state]
-        return outcome, f"{detail} (Slurm: {state}; {job.folder / 'slurm'} has its output)"
+        said = _said(job, record)
+        return outcome, f"{detail} (Slurm: {state}{said and '; '}{said}; {job.folder / 'slurm'} has its output)"
 
     def _where(self, submitted: _Submitted) -> str:
         record = submitted.record
@@ -358,6 +361,17 @@ class SlurmLauncher:
 def _scancel(record: _Record) -> None:
     if record.number is not None:
         scancel(record.number)
+
+
+def _said(job: Job, record: _Record) -> str:
+    """The last line that the batch job has printed, cut to what fits into a line."""
+    try:
+        with (job.folder / "slurm" / f"{record.number}_0_log.out").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((" ".join(line.split())[-LINE:] for line in reversed(lines) if line.strip()), "")
 
 
 def _hash(job: Job) -> str:

@@ -56,6 +56,7 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdSpoolDir={folder}/spool-%n
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmdLogFile={folder}/slurmd-%n.log
+Prolog={folder}/prolog
 """
 
 
@@ -92,6 +93,8 @@ class Cluster:
         lines.append("PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF\n")
         (folder / "slurm.conf").write_text("".join(lines))
         (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
+        (folder / "prolog").write_text(f"#!/bin/sh\ntest ! -e {folder}/bad-$(hostname)\n")
+        (folder / "prolog").chmod(0o755)
         (folder / "state").mkdir()
         key = folder / "munge.key"
         key.touch(mode=0o400)

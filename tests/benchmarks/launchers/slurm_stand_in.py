@@ -141,7 +141,8 @@ def squeue(*arguments: str) -> None:
     for number in numbers():
         live = state(number) in ("PENDING", "REQUEUED", "RUNNING")
         if (live or not forgets) and name in (None, options(number)["job-name"]):
-            reason = "Resources" if state(number) != "RUNNING" and live else "None"
+            told = HERE / number / "reason"
+            reason = told.read_text() if told.exists() else "Resources" if state(number) == "PENDING" else "None"
             print(layout.replace("%i", number).replace("%T", state(number).split()[0]).replace("%r", reason))
 
 

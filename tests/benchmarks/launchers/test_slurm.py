@@ -17,6 +17,7 @@ import pytest
 from o2o_smooth.benchmarks.launchers import lease
 from o2o_smooth.benchmarks.launchers.base import Ended
 from o2o_smooth.benchmarks.launchers.slurm import RECORD, SlurmLauncher
+from o2o_smooth.benchmarks.launchers.slurm_queue import passes
 from o2o_smooth.errors import LaunchError
 from tests.benchmarks.launchers.counting import alive, attempts, counted, counting_job, drive, go
 
@@ -93,7 +94,7 @@ def test_options_reach_the_script_and_endings_are_told(cluster: ModuleType, tmp_
         "mem": "1536M",
     }
     assert "requeue" in first
-    assert second["mem"] == "2048M"
+    assert second["mem"] == "2176M"
     assert "gpus-per-node" not in second
     assert counted(done) == [0, 1, 2]
 
@@ -105,6 +106,8 @@ def test_refusals(cluster: ModuleType, tmp_path: Path, monkeypatch: pytest.Monke
     (job.folder / RECORD).write_text("{")
     with pytest.raises(LaunchError, match="is broken"):
         SlurmLauncher(**QUICK).start(job)
+    with pytest.raises(LaunchError, match=r"time-min=3 leaves no time to work: .* 180 s .* take at least 4"):
+        SlurmLauncher(time_min=3, grace_s=90.0)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(LaunchError, match="needs Slurm's sbatch, srun"):
         SlurmLauncher(**QUICK)
@@ -126,6 +129,66 @@ def test_a_full_queue_is_tried_again(cluster: ModuleType, tmp_path: Path) -> Non
     full.unlink()
     assert collect(launcher, 1)["job"].outcome == "done"
     assert launcher.room_for(job)
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        ("AssocMaxSubmitJobLimit", True),
+        ("QOSMaxSubmitJobPerUserLimit", True),
+        ("QOSMaxWallDurationPerJobLimit", False),
+        ("AssocMaxCpuPerJobLimit", False),
+        ("", True),
+    ],
+)
+def test_what_passes_by_itself_of_a_policy(error: str, passing: bool) -> None:
+    policy = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+    assert passes(f"sbatch: error: {error}\nsbatch: error: Batch job submission failed: {policy}") == passing
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        ("Unable to contact slurm controller (connect failure)", True),
+        ("Socket timed out on send/recv operation", True),
+        ("Requested time limit is invalid (missing or exceeds some limit)", False),
+        ("Requested node configuration is not available", False),
+    ],
+)
+def test_what_passes_by_itself(error: str, passing: bool) -> None:
+    assert passes(f"sbatch: error: Batch job submission failed: {error}") == passing
+
+
+def test_who_asks_where_jobs_are_takes_nothing_from_who_polls(cluster: ModuleType, tmp_path: Path) -> None:
+    launcher = SlurmLauncher(**QUICK)
+    job = dataclasses.replace(counting_job(tmp_path, "job", 1), command=("true",))
+    launcher.start(job)
+    ends: list[Ended] = []
+
+    def told() -> bool:
+        time.sleep(QUICK["poll_s"])
+        launcher.running()
+        ends.extend(launcher.poll())
+        return bool(ends)
+
+    until(told, within_s=20)
+    assert [end.outcome for end in ends] == ["done"]
+
+
+def test_a_job_that_nothing_can_run_is_not_tried_again(cluster: ModuleType, tmp_path: Path) -> None:
+    (Path(cluster.HERE) / "held").touch()
+    launcher = SlurmLauncher(**QUICK)
+    never, again = (counting_job(tmp_path, name, 1) for name in ("never", "again"))
+    for job in (never, again):
+        launcher.start(job)
+    for number, reason in (("1", "BadConstraints"), ("2", "NonZeroExitCode")):
+        (Path(cluster.HERE) / number / "reason").write_text(reason)
+        cluster.set_state(number, "FAILED")
+    (again.folder / "slurm" / "2_0_log.out").write_text("much\nsrun: fatal: no  room\n\n")
+    ends = collect(launcher, 2)
+    assert (ends["never"].outcome, "(Slurm: BadConstraints)" in ends["never"].detail) == ("failed", True)
+    assert ends["again"].outcome == "lost"
+    assert "(Slurm: FAILED; srun: fatal: no room; " in ends["again"].detail
 
 
 @pytest.mark.slow

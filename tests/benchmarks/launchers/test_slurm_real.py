@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from o2o_smooth.benchmarks import opening
 from o2o_smooth.benchmarks.launchers import lease
 from o2o_smooth.benchmarks.launchers.base import Ended, Job
 from o2o_smooth.benchmarks.launchers.slurm import RECORD, SlurmLauncher
@@ -77,9 +78,11 @@ def kill_command(job: Job) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_what_a_job_gets_and_what_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+def test_what_a_job_gets_and_what_is_refused(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_CPU": "100", "SLURM_CPUS_PER_TASK": "1"}.items():
+        monkeypatch.setenv(name, value)  # as in an allocation of salloc
     script = "import os; print('has', len(os.sched_getaffinity(0)), os.environ['CUDA_VISIBLE_DEVICES'])"
-    job = counting_job(tmp_path, "job", 1, cpus=min(2, os.cpu_count() or 1), gpus=0.5)
+    job = counting_job(tmp_path, "job", 1, cpus=min(2, os.cpu_count() or 1), gpus=0.5, memory=2**28)
     job = dataclasses.replace(job, command=(sys.executable, "-c", script))
     ends = drive(SlurmLauncher("low", sbatch={"comment": "a b"}, setup=["true"], **QUICK), [job], lambda: None)
     assert [end.outcome for end in ends] == ["done"]
@@ -90,6 +93,7 @@ def test_what_a_job_gets_and_what_is_refused(cluster: Cluster, tmp_path: Path) -
         (SlurmLauncher(sbatch={"constraint": "a100"}, **QUICK), {}, "Invalid feature specification"),
         (SlurmLauncher(**QUICK), {"memory": 2**40}, "Memory specification can not be satisfied"),
         (SlurmLauncher(**QUICK), {"cpus": 64}, "More processors requested than permitted"),
+        (SlurmLauncher(memory_gb=9000, **QUICK), {"memory": None}, "Memory specification can not be satisfied"),
         (SlurmLauncher(**QUICK), {"gpus": 9.0}, "Requested node configuration is not available"),
     )
     for launcher, needs, why in refused:
@@ -181,11 +185,38 @@ def test_preempted_queued_and_cancelled(cluster: Cluster, tmp_path: Path) -> Non
     assert (last.ended["code"], last.ended["detail"]) == (75, "asked to stop")
 
 
-def test_a_study(cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_goes_elsewhere_where_a_node_cannot_start_it(cluster: Cluster, tmp_path: Path) -> None:
+    job = counting_job(tmp_path, "job", 2)
+    go(job)
+    (cluster.folder / "bad-node1").touch()
+    try:
+        ends = drive(SlurmLauncher(**QUICK), [job], lambda: None)
+    finally:
+        (cluster.folder / "bad-node1").unlink()
+        cluster.call("scontrol", "update", "nodename=node1", "state=resume")
+    held = "its node could not start it (Slurm: launch failed requeued held)"
+    assert [(end.outcome, end.detail) for end in ends] == [("lost", held), ("done", "")]
+    assert host(job) == "node2"
+    # A process of the batch job that dies before the command has begun: told with what it said.
+    launcher = SlurmLauncher(setup=["echo no such module >&2", "exit 3"], **QUICK)
+    broken = counting_job(tmp_path, "broken", 2)
+    launcher.start(broken)
+    said = list[Ended]()
+    cluster.until(lambda: (said.extend(launcher.poll()), said)[-1])
+    assert said[0].outcome == "lost"
+    assert "could not begin (Slurm: FAILED; no such module; " in said[0].detail
+
+
+def test_a_study(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "make_results", lambda folder: [])
     text = study_cases.TEXT.replace("DATA", str(study_cases.dataset(tmp_path)))
-    (tmp_path / "tiny.toml").write_text(text.replace("seeds = [0, 1]", "seeds = [0]"))
+    (tmp_path / "tiny.toml").write_text(text.replace("offline_updates = 4", "offline_updates = 0"))
     where = ["--out", str(tmp_path / "a study"), "--cache", str(tmp_path / "cache")]
     options = [f"--launcher-option={name.replace('_', '-')}={value}" for name, value in QUICK.items()]
-    assert bench([str(tmp_path / "tiny.toml"), *where, "--launcher", "slurm", *options]) == 0
-    assert "2 of 2 jobs done" in capsys.readouterr().out
-    assert (tmp_path / "a study" / "RESULTS.md").is_file()
+    assert (
+        bench([str(tmp_path / "tiny.toml"), *where, "--arms", "jump", "--seeds", "0", "--launcher", "slurm", *options])
+        == 0
+    )
+    assert "1 of 1 jobs done" in capsys.readouterr().out
