@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "unshare")
+PAUSE_S = 2.5  # a node refuses a job that it was told to end just now
 SBIN = "/usr/sbin:/usr/local/sbin"
 
 CONFIG = """
@@ -81,6 +82,7 @@ class Cluster:
 
     def __init__(self, folder: Path, nodes: dict[str, int]) -> None:
         self.folder, self.nodes = folder, tuple(nodes)
+        self._requeued: dict[str, float] = {}
         self._ports = _free_ports(1 + len(nodes))
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         lines = [CONFIG.format(host=socket.gethostname(), controller=self._ports[0], folder=folder)]
@@ -153,10 +155,14 @@ class Cluster:
         return {name for name in self.nodes if name in self._processes}
 
     def hurry(self) -> None:
-        """Start requeued jobs now, for which Slurm takes two minutes."""
-        for line in self.call("squeue", "--noheader", "--states=PENDING", "--format", "%i %r").splitlines():
-            if line.endswith("BeginTime"):
-                self.call("scontrol", "update", f"jobid={line.split()[0]}", "starttime=now")
+        """Start requeued jobs after some seconds, for which Slurm takes two minutes."""
+        rows = self.call("squeue", "--noheader", "--states=PENDING", "--format", "%i %r").splitlines()
+        waiting = {row.split()[0] for row in rows if row.endswith("BeginTime")}
+        now = time.monotonic()
+        self._requeued = {job: self._requeued.get(job, now) for job in waiting}
+        for job, since in self._requeued.items():
+            if now - since > PAUSE_S:
+                self.call("scontrol", "update", f"jobid={job}", "starttime=now")
 
     def call(self, *command: str) -> str:
         """What a command of Slurm's prints."""

@@ -176,7 +176,7 @@ def test_only_time_in_which_its_minder_ran_counts_against_an_attempt(
             return None if clock else 0
 
     killed = list[str]()
-    monkeypatch.setattr(minder.time, "monotonic", lambda: clock.pop(0))
+    monkeypatch.setattr("o2o_smooth.benchmarks.launchers.minder.time.monotonic", lambda: clock.pop(0))
     monkeypatch.setattr(running, "_hear", lambda wait_s: None)
     monkeypatch.setattr(running, "_kill", lambda command, why: killed.append(why))
     running._beaten = 0.0

@@ -56,7 +56,9 @@ def cluster() -> Iterator[Cluster]:
 def nothing_left(cluster: Cluster) -> Iterator[None]:
     yield
     cluster.call("scancel", "--me")
-    cluster.until(lambda: not cluster.call("squeue", "--noheader"))
+    for name in set(cluster.nodes) - cluster.up():
+        cluster.start_node(name)
+    cluster.until_idle()
 
 
 def number(job: Job) -> str:
@@ -143,10 +145,6 @@ def test_nothing_is_lost_and_nothing_done_twice(cluster: Cluster, tmp_path: Path
     for job in jobs:
         assert counted(job) == list(range(UNITS)), job.id
         assert attempts(job) == [1, 2]
-    for name in ("node1", "node2"):
-        if name not in cluster.up():
-            cluster.start_node(name)
-    cluster.until_idle()
 
 
 def test_preempted_queued_and_cancelled(cluster: Cluster, tmp_path: Path) -> None:
@@ -167,7 +165,13 @@ def test_preempted_queued_and_cancelled(cluster: Cluster, tmp_path: Path) -> Non
     cluster.until(lambda: told()["preempted"].startswith("queued"))
     launcher.cancel("waits")
     go(preempted)
-    cluster.until(lambda: (told(), cluster.hurry(), len(ends) == 2)[-1])
+
+    def over() -> bool:
+        cluster.hurry()
+        told()
+        return len(ends) == 2
+
+    cluster.until(over)
     assert sorted((end.job, end.outcome, end.detail) for end in ends) == [
         ("preempted", "done", ""),
         ("waits", "interrupted", "stopped"),
@@ -202,7 +206,12 @@ def test_a_job_goes_elsewhere_where_a_node_cannot_start_it(cluster: Cluster, tmp
     broken = counting_job(tmp_path, "broken", 2)
     launcher.start(broken)
     said = list[Ended]()
-    cluster.until(lambda: (said.extend(launcher.poll()), said)[-1])
+
+    def told() -> bool:
+        said.extend(launcher.poll())
+        return bool(said)
+
+    cluster.until(told)
     assert said[0].outcome == "lost"
     assert "could not begin (Slurm: FAILED; no such module; " in said[0].detail
 
