@@ -13,6 +13,7 @@ import importlib
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ TOOLS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 MARGIN_S = 30  # between the end of the grace and Slurm's own kill
 BESIDE_MB = 128  # of memory, for the processes around a job's command
 RESOLUTION_S = 60  # by which Slurm's signal may come early
+HUNGRY = re.compile(r"exceeded (?:job )?memory limit|oom[ _-]kill", re.IGNORECASE)  # what slurmstepd says
 TAIL, LINE = 4000, 200  # characters of its output that are looked at, and that are told
 REQUEUES = 1000  # after time limits; each goes on where the last one stopped
 OVER: dict[str, tuple[Outcome, str]] = {
@@ -326,6 +328,9 @@ class SlurmLauncher:
             return None
         if state == "OUT_OF_MEMORY" or (state == "CANCELLED" and not record.cancelled):
             return OVER[state]
+        said = _said(job, record)
+        if (told is None or told[0] == "lost") and HUNGRY.search(said):  # where Slurm's state does not tell
+            return OVER["OUT_OF_MEMORY"]
         if told is not None:
             return told
         if submitted.over_since is None:
@@ -335,8 +340,8 @@ class SlurmLauncher:
         if time.monotonic() - submitted.over_since < self.settle_s:
             return None  # a file system shows what others write with some delay
         outcome, detail = OVER[state]
-        said = _said(job, record)
-        return outcome, f"{detail} (Slurm: {state}{said and '; '}{said}; {job.folder / 'slurm'} has its output)"
+        last = next((f"; {' '.join(line.split())[-LINE:]}" for line in said.split("\n")[::-1] if line.strip()), "")
+        return outcome, f"{detail} (Slurm: {state}{last}; {job.folder / 'slurm'} has its output)"
 
     def _where(self, submitted: _Submitted) -> str:
         record = submitted.record
@@ -364,14 +369,13 @@ def _scancel(record: _Record) -> None:
 
 
 def _said(job: Job, record: _Record) -> str:
-    """The last line that the batch job has printed, cut to what fits into a line."""
+    """The end of what the batch job has printed."""
     try:
         with (job.folder / "slurm" / f"{record.number}_0_log.out").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-            lines = file.read().decode(errors="replace").split("\n")
+            return file.read().decode(errors="replace")
     except OSError:
         return ""
-    return next((" ".join(line.split())[-LINE:] for line in reversed(lines) if line.strip()), "")
 
 
 def _hash(job: Job) -> str:

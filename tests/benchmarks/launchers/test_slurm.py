@@ -178,14 +178,17 @@ def test_who_asks_where_jobs_are_takes_nothing_from_who_polls(cluster: ModuleTyp
 def test_a_job_that_nothing_can_run_is_not_tried_again(cluster: ModuleType, tmp_path: Path) -> None:
     (Path(cluster.HERE) / "held").touch()
     launcher = SlurmLauncher(**QUICK)
-    never, again = (counting_job(tmp_path, name, 1) for name in ("never", "again"))
-    for job in (never, again):
+    never, again, hungry = (counting_job(tmp_path, name, 1) for name in ("never", "again", "hungry"))
+    for job in (never, again, hungry):
         launcher.start(job)
-    for number, reason in (("1", "BadConstraints"), ("2", "NonZeroExitCode")):
+    for number, reason in (("1", "BadConstraints"), ("2", "NonZeroExitCode"), ("3", "NonZeroExitCode")):
         (Path(cluster.HERE) / number / "reason").write_text(reason)
         cluster.set_state(number, "FAILED")
     (again.folder / "slurm" / "2_0_log.out").write_text("much\nsrun: fatal: no  room\n\n")
-    ends = collect(launcher, 2)
+    killed = "slurmstepd-node1: error: StepId=3.0 exceeded memory limit (2 > 1), being killed\nsrun: task 0: Killed\n"
+    (hungry.folder / "slurm" / "3_0_log.out").write_text(killed)
+    ends = collect(launcher, 3)
+    assert (ends["hungry"].outcome, ends["hungry"].detail[:13]) == ("failed", "out of memory")
     assert (ends["never"].outcome, "(Slurm: BadConstraints)" in ends["never"].detail) == ("failed", True)
     assert ends["again"].outcome == "lost"
     assert "(Slurm: FAILED; srun: fatal: no room; " in ends["again"].detail

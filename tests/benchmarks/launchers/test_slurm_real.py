@@ -216,6 +216,15 @@ def test_a_job_goes_elsewhere_where_a_node_cannot_start_it(cluster: Cluster, tmp
     assert "could not begin (Slurm: FAILED; no such module; " in said[0].detail
 
 
+def test_a_job_that_needs_more_memory_is_not_tried_again(cluster: Cluster, tmp_path: Path) -> None:
+    job = counting_job(tmp_path, "job", 1, memory=2**24)
+    script = "import time; held = b'1' * 2**29; time.sleep(30)"
+    ends = drive(
+        SlurmLauncher(**QUICK), [dataclasses.replace(job, command=(sys.executable, "-c", script))], lambda: None
+    )
+    assert [(end.outcome, end.detail[:13]) for end in ends] == [("failed", "out of memory")]
+
+
 def test_a_study(
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
