@@ -21,6 +21,7 @@ from o2o_smooth.errors import LaunchError
 RETRIES = 3
 """Times that a lost job is started again, in one go of the runner."""
 _POLL_S = 0.2
+_WHERE_S = 5.0  # between questions where jobs are: a queued one begins at some time
 _PAUSE_S = 2.0  # before a job that was preempted is started again
 GRACE_S = 20.0
 """Seconds for workers to stop in good order."""
@@ -88,6 +89,7 @@ class Runner:
         self.environment = {} if cache is None else {CACHE_VARIABLE: str(cache.resolve())}
         self.standings = {job.id: Standing(job) for job in study.ordered()}
         self._rank = _ranks(study)
+        self._asked_where = time.monotonic()
 
     def run(self) -> Ending:
         """Do all that can be done; Ctrl-C and SIGTERM stop everything in good order.
@@ -147,6 +149,7 @@ class Runner:
                 self._ended(ended)
             self._block()
             self._start()
+            self._find()
             self.view.refresh(self.standings)
             if not any(s.state in ("waiting", "running") for s in self.standings.values()):
                 return
@@ -166,6 +169,15 @@ class Runner:
             elif name in running:
                 standing.state, standing.where = "running", running[name]
                 standing.begun = time.monotonic()
+
+    def _find(self) -> None:
+        """Where the jobs are now."""
+        if time.monotonic() - self._asked_where < _WHERE_S:
+            return
+        self._asked_where = time.monotonic()
+        for name, where in self.launcher.running().items():
+            if name in self.standings:
+                self.standings[name].where = where
 
     def _start(self) -> None:
         now = time.monotonic()

@@ -209,3 +209,22 @@ def test_only_what_has_failed_can_be_forgotten(tmp_path: Path) -> None:
         forget_failures(study, ["z"])
     with pytest.raises(StudyError, match="has not failed"):
         forget_failures(study, ["a"])
+
+
+def test_where_a_job_is_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "_WHERE_S", 0.0)
+    seen = list[str]()
+
+    class Moving(Scripted):
+        def running(self) -> dict[str, str]:
+            return dict.fromkeys(self._running, "queued" if not seen else "a node")
+
+        def poll(self) -> list[Ended]:
+            return super().poll() if len(seen) > 2 else []
+
+    class Watching(Listener):
+        def refresh(self, standings: Mapping[str, Standing]) -> None:
+            seen.append(standings["b"].where)
+
+    Runner(_study(tmp_path), Moving(_study(tmp_path), {}), Watching()).run()
+    assert seen[:3] == ["queued", "a node", "a node"]

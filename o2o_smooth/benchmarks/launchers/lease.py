@@ -138,11 +138,11 @@ def read(folder: Path, number: int) -> Attempt | None:
 
 
 def last_of(job: Path, token: str) -> Attempt | None:
-    """The newest attempt of a job under a name; None where there is none."""
+    """The newest attempt of a job under a name, or under a part of it; None where there is none."""
     folder = job / FOLDER
     for number in range(newest(folder), 0, -1):
         attempt = read(folder, number)
-        if attempt is not None and attempt.begun.get("token") == token:
+        if attempt is not None and token in _names(str(attempt.begun.get("token"))):
             return attempt
     return None
 
@@ -153,8 +153,18 @@ def ask_to_stop(folder: Path, token: str) -> None:
 
 
 def asked_to_stop(folder: Path, token: str) -> bool:
-    """Whether somebody has asked the attempt of that name to stop."""
-    return (folder / f"{token}.stop").exists()
+    """Whether somebody has asked the attempt of that name to stop, or all parts of the name."""
+    return any((folder / f"{name}.stop").exists() for name in _names(token))
+
+
+def part(token: str, which: str) -> str:
+    """A name for one of several attempts that are asked to stop under one name."""
+    return f"{token}.{which}"
+
+
+def _names(token: str) -> set[str]:
+    """A name, and that of which it is a part."""
+    return {token, token.partition(".")[0]}
 
 
 def here() -> dict[str, Any]:

@@ -148,13 +148,17 @@ class Minder:
 
     def _mind(self, command: subprocess.Popen[bytes]) -> None:
         """Until the command has ended: hear what is asked, and see that the job is still ours."""
-        asked = False
+        asked, since = False, time.monotonic()
+        last = since
         while command.poll() is None:
             self._hear(TICK_S)
             now = time.monotonic()
+            if now - last > 2 * TICK_S + self.order.lease_s / BEATS:  # frozen, as by Slurm's suspend; a beat tells more
+                since = now
+            last = now
             if self._sign == "lost":
                 self._kill(command, "another attempt has taken the job over")
-            elif now - self._beaten > self.order.lease_s / 2:
+            elif now - max(self._beaten, since) > self.order.lease_s / 2:
                 self._kill(command, f"its folder could not be written for {self.order.lease_s / 2:g} s")
             elif self._sign == "stop":
                 self.stop("asked to stop")

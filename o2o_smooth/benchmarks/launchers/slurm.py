@@ -13,8 +13,8 @@ import importlib
 import json
 import math
 import os
+import re
 import shutil
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,25 +23,37 @@ from typing import Any
 from o2o_smooth.benchmarks.launchers import lease
 from o2o_smooth.benchmarks.launchers.base import Ended, Job, Outcome
 from o2o_smooth.benchmarks.launchers.minder import Order
+from o2o_smooth.benchmarks.launchers.slurm_queue import (
+    HELD,
+    NEVER,
+    Queue,
+    as_from_outside,
+    line,
+    named,
+    passes,
+    scancel,
+)
 from o2o_smooth.benchmarks.launchers.worker import Worker, judged, order_for
 from o2o_smooth.errors import LaunchError
 from o2o_smooth.files import written_whole
 
 RECORD = "slurm.json"
 TOOLS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
-COMMAND_S = 60.0  # for squeue and the like to answer
 MARGIN_S = 30  # between the end of the grace and Slurm's own kill
+BESIDE_MB = 128  # of memory, for the processes around a job's command
+RESOLUTION_S = 60  # by which Slurm's signal may come early
+HUNGRY = re.compile(r"exceeded (?:job )?memory limit|oom[ _-]kill", re.IGNORECASE)  # what slurmstepd says
+TAIL, LINE = 4000, 200  # characters of its output that are looked at, and that are told
 REQUEUES = 1000  # after time limits; each goes on where the last one stopped
-PASSING = ("limit", "socket timed out", "unable to contact", "temporarily", "try again", "connection")
-"""Words of sbatch's errors that pass by themselves."""
 OVER: dict[str, tuple[Outcome, str]] = {
     "BOOT_FAIL": ("lost", "its node did not boot"),
+    "CANCELLED": ("lost", "cancelled with scancel, not by the runner"),
     "COMPLETED": ("lost", "it ended without a record of how"),
     "DEADLINE": ("failed", "Slurm's deadline for it has passed"),
-    "FAILED": ("failed", "it failed before its command began"),
+    "FAILED": ("lost", "its process on the node died, or could not begin"),
     "GONE": ("lost", "Slurm knows nothing of it any more"),
     "NODE_FAIL": ("lost", "its node failed"),
-    "OUT_OF_MEMORY": ("failed", "out of memory: ask for more"),
+    "OUT_OF_MEMORY": ("failed", "out of memory: ask for more (--launcher-option sbatch.mem=8G)"),
     "PREEMPTED": ("lost", "preempted"),
     "REVOKED": ("lost", "taken back by Slurm"),
     "TIMEOUT": ("interrupted", "its time limit has passed"),
@@ -62,8 +74,9 @@ class SlurmTask:
 
     def __call__(self) -> dict[str, Any]:
         """Run the command; how it ended."""
-        order = dataclasses.replace(self.order, via=f"Slurm job {os.environ.get('SLURM_JOB_ID', '')}")
-        self._worker = Worker(order)
+        number, restarts = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "0")
+        token = lease.part(self.order.token, restarts)  # so that a requeued job can tell its last attempt from itself
+        self._worker = Worker(dataclasses.replace(self.order, token=token, via=f"Slurm job {number}"))
         return self._worker.outcome()
 
     def checkpoint(self) -> Any:
@@ -109,7 +122,7 @@ class SlurmLauncher:
 
     Args:
         partition: Slurm's partition; default: the cluster's.
-        time_min: Time limit of a batch job, minutes; a job that needs longer is requeued and goes on.
+        time_min: Time limit of a batch job, minutes, 0: none; a job that needs longer is requeued and goes on.
         memory_gb: Memory of jobs that do not say what they need; default: the partition's.
         sbatch: Further options of sbatch by their long names: `account`, `qos`, `constraint`, `gres`, ...
         setup: Lines of shell before the command: `module load ...`.
@@ -121,7 +134,7 @@ class SlurmLauncher:
         lease_s: Time without a sign after which an attempt on a lost node counts as dead.
 
     Raises:
-        LaunchError: Submitit is not installed, or Slurm's commands are not here.
+        LaunchError: Submitit is not installed, Slurm's commands are not here, or the time limit leaves no time to work.
     """
 
     name = "slurm"
@@ -150,21 +163,27 @@ class SlurmLauncher:
             raise LaunchError(f"the launcher slurm needs Slurm's {', '.join(missing)}; start it on a login node")
         self.time_min, self.max_jobs, self.keep = time_min, max_jobs, keep
         self.poll_s, self.settle_s, self.grace_s, self.lease_s = poll_s, settle_s, grace_s, lease_s
+        signal_s = math.ceil(grace_s) + MARGIN_S
+        early_s = signal_s + RESOLUTION_S
+        if 0 < time_min * 60 <= early_s:
+            raise LaunchError(
+                f"time-min={time_min} leaves no time to work: it is asked to stop up to {early_s} s before the end; "
+                f"take at least {early_s // 60 + 1}, or a shorter grace-s"
+            )
         self._gres = "gres" in (sbatch or {})  # how GPUs are asked for is the user's business then
         self._memory = None if memory_gb is None else math.ceil(memory_gb * 1024)
         self._parameters = {
             "partition": partition,
             "time": time_min,
             "setup": list(setup) or None,
-            "signal_delay_s": math.ceil(grace_s) + MARGIN_S,
+            "signal_delay_s": signal_s,
             "stderr_to_stdout": True,
             "additional_parameters": {"requeue": True, **(sbatch or {})},
         }
         self._submitted: dict[str, _Submitted] = {}
         self._later: list[Job] = []
         self._dropped: list[Ended] = []
-        self._states: dict[str, str] = {}
-        self._asked = -math.inf
+        self._queue = Queue(OVER, poll_s)
 
     def room_for(self, job: Job) -> bool:
         """See `Launcher`: fewer than `max_jobs` are at the cluster."""
@@ -188,10 +207,10 @@ class SlurmLauncher:
             record = self._found(job, record)
             if record is not None and record.command == _hash(job):
                 self._submitted[job.id] = _Submitted(job, record)
-                self._asked = -math.inf
+                self._ask(now=True)
                 return
             if record is not None:  # it asks for something else now
-                self._scancel(record)
+                _scancel(record)
         self._submitted[job.id] = _Submitted(job, self._submit(job))
 
     def running(self) -> dict[str, str]:
@@ -202,7 +221,8 @@ class SlurmLauncher:
 
     def poll(self) -> list[Ended]:
         """See `Launcher`."""
-        if not self._ask():
+        self._ask()
+        if not self._queue.news():
             return []
         later, self._later = self._later, []
         ended, self._dropped = self._dropped, []
@@ -231,10 +251,9 @@ class SlurmLauncher:
         submitted.record = dataclasses.replace(submitted.record, cancelled=True)
         _write(submitted.job, submitted.record)
         self._stop_by_file(submitted.job, submitted.record)
-        self._asked = -math.inf
-        self._ask()
-        if self._state(submitted.record) == "PENDING":
-            self._scancel(submitted.record)
+        self._ask(now=True)
+        if self._queue.state(submitted.record.number)[0] == "PENDING":
+            _scancel(submitted.record)
 
     def close(self, grace_s: float = 10.0) -> None:
         """See `Launcher`; with `keep` nothing is stopped."""
@@ -246,31 +265,34 @@ class SlurmLauncher:
         until = time.monotonic() + grace_s
         while self._submitted and time.monotonic() < until:
             time.sleep(min(1.0, self.poll_s))
-            self._asked = -math.inf
+            self._ask(now=True)
             self.poll()
         for submitted in self._submitted.values():
-            self._scancel(submitted.record)
+            _scancel(submitted.record)
 
     def _submit(self, job: Job) -> _Record:
         order = order_for(job, via="Slurm", grace_s=self.grace_s, lease_s=self.lease_s, environment={}, detach=False)
         record = _Record(f"o2o-{job.id[:40]}-{order.token[:8]}", order.token, _hash(job))
         _write(job, record)  # before it is submitted: a runner that is killed now finds it by its name
-        memory = self._memory if job.memory is None else math.ceil(job.memory / 2**20)
+        memory = self._memory if job.memory is None else math.ceil(job.memory / 2**20) + BESIDE_MB
         parameters = {
             **self._parameters,
             "job_name": record.name,
             "cpus_per_task": job.cpus,
             "gpus_per_node": math.ceil(job.gpus) if job.gpus and not self._gres else None,
             "mem": None if memory is None else f"{memory}M",
+            "srun_args": [f"--cpus-per-task={job.cpus}"],  # from 22.05 on srun does not take it from sbatch
         }
         executor = self._submitit.SlurmExecutor(job.folder.absolute() / "slurm", max_num_timeout=REQUEUES)
         try:
             executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
-            submitted = executor.submit(SlurmTask(order))
+            with as_from_outside():
+                submitted = executor.submit(SlurmTask(order))
         except Exception as error:  # what sbatch says comes as one of submitit's own kinds
-            if any(word in str(error).lower() for word in PASSING):
+            if passes(str(error)):
                 raise _Passing from error
-            raise LaunchError(f"Slurm does not take job {job.id}: {_line(error)}") from error
+            why = line(str(error)) or type(error).__name__
+            raise LaunchError(f"Slurm does not take job {job.id}: {why}") from error
         record = dataclasses.replace(record, number=str(submitted.job_id))
         _write(job, record)
         return record
@@ -279,11 +301,11 @@ class SlurmLauncher:
         """The record with its number; None: it never came to be submitted."""
         if record.number is not None:
             return record
-        number = _run("squeue", "--noheader", "--name", record.name, "--format", "%i")
+        number = named(record.name)
         if number is None:
             raise _Passing
-        if number.split():
-            record = dataclasses.replace(record, number=number.split()[0])
+        if number:
+            record = dataclasses.replace(record, number=number)
             _write(job, record)
             return record
         return record if lease.last_of(job.folder, record.token) is not None else None
@@ -295,14 +317,20 @@ class SlurmLauncher:
         told = None if attempt is None or attempt.ended is None else judged(attempt.ended)
         if told is not None and told[0] in ("done", "failed"):
             return told
-        state = self._state(record)
-        if state != "CANCELLED" and state not in OVER:
+        state, reason = self._queue.state(record.number)
+        if state == "PENDING" and reason == HELD:
+            _scancel(record)
+            return "lost", f"its node could not start it (Slurm: {reason})"
+        if state == "FAILED" and reason == NEVER:
+            return "failed", f"no node can run it: check its account, partition and other options (Slurm: {reason})"
+        if state not in OVER:
             submitted.over_since = None  # also of a command that was interrupted: Slurm has requeued it
             return None
-        if state == "OUT_OF_MEMORY":
+        if state == "OUT_OF_MEMORY" or (state == "CANCELLED" and not record.cancelled):
             return OVER[state]
-        if state == "CANCELLED" and not record.cancelled:
-            return "failed", "cancelled with scancel, not by the runner"
+        said = _said(job, record)
+        if (told is None or told[0] == "lost") and HUNGRY.search(said):  # where Slurm's state does not tell
+            return OVER["OUT_OF_MEMORY"]
         if told is not None:
             return told
         if submitted.over_since is None:
@@ -312,60 +340,42 @@ class SlurmLauncher:
         if time.monotonic() - submitted.over_since < self.settle_s:
             return None  # a file system shows what others write with some delay
         outcome, detail = OVER[state]
-        return outcome, f"{detail} (Slurm: {state}; {job.folder / 'slurm'} has its output)"
+        last = next((f"; {' '.join(line.split())[-LINE:]}" for line in said.split("\n")[::-1] if line.strip()), "")
+        return outcome, f"{detail} (Slurm: {state}{last}; {job.folder / 'slurm'} has its output)"
 
     def _where(self, submitted: _Submitted) -> str:
         record = submitted.record
         attempt = lease.last_of(submitted.job.folder, record.token)
-        if attempt is not None and attempt.begun and not (attempt.ended and self._state(record) == "PENDING"):
+        state, reason = self._queue.state(record.number)
+        if state in ("PENDING", "UNKNOWN"):
+            return f"queued ({reason})" if reason not in ("", "None") else "queued"
+        if attempt is not None and attempt.begun:
             return f"{attempt.begun['host']}, process {attempt.begun['pid']}, Slurm job {record.number}"
-        return "queued" if self._state(record) in ("PENDING", "UNKNOWN") else f"Slurm job {record.number}"
+        return f"Slurm job {record.number}"
 
-    def _state(self, record: _Record) -> str:
-        if record.number is None:
-            return "GONE"
-        state = self._states.get(record.number, "UNKNOWN")
-        return {"REQUEUED": "PENDING", "REQUEUE_HOLD": "PENDING"}.get(state, state)
-
-    def _ask(self) -> bool:
-        """Ask Slurm for the states of our jobs, not too often; whether it was asked."""
-        if time.monotonic() - self._asked < self.poll_s:
-            return False
-        self._asked = time.monotonic()
-        numbers = [one.record.number for one in self._submitted.values() if one.record.number is not None]
-        if not numbers:
-            return True
-        found = dict[str, str]()
-        told = _run("sacct", "-X", "-o", "JobID,State,NodeList", "--parsable2", "-j", ",".join(numbers))
-        if told is not None:
-            rows = self._submitit.slurm.slurm.SlurmInfoWatcher().read_info(told)
-            found = {number: row["State"].split()[0] for number, row in rows.items() if row.get("State")}
-        if any(number not in found for number in numbers):  # no accounting here, or it is late
-            queue = _run("squeue", "--noheader", "--me", "--format", "%i|%T")
-            if queue is None:
-                numbers = [number for number in numbers if number in found]  # nothing is known of the others
-            else:
-                found = dict(line.split("|") for line in queue.split()) | found
-        self._states |= {number: found.get(number, "GONE") for number in numbers}
-        return True
+    def _ask(self, *, now: bool = False) -> None:
+        numbers = [one.record.number for one in self._submitted.values()]
+        self._queue.ask([number for number in numbers if number is not None], now=now)
 
     def _stop_by_file(self, job: Job, record: _Record) -> None:
         folder = job.folder / lease.FOLDER
         folder.mkdir(exist_ok=True)
         lease.ask_to_stop(folder, record.token)
 
-    def _scancel(self, record: _Record) -> None:
-        if record.number is not None:
-            _run("scancel", record.number)
+
+def _scancel(record: _Record) -> None:
+    if record.number is not None:
+        scancel(record.number)
 
 
-def _run(*command: str) -> str | None:
-    """What a command prints; None where it cannot be had."""
+def _said(job: Job, record: _Record) -> str:
+    """The end of what the batch job has printed."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+        with (job.folder / "slurm" / f"{record.number}_0_log.out").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _hash(job: Job) -> str:
@@ -388,9 +398,3 @@ def _read(job: Job) -> _Record | None:
 def _write(job: Job, record: _Record) -> None:
     with written_whole(job.folder / RECORD) as path:
         path.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
-
-
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "error" in line.lower()] or lines
-    return telling[-1] if telling else type(error).__name__

@@ -3,7 +3,8 @@
 python slurm_stand_in.py COMMAND ...     COMMAND: sbatch | srun | squeue | sacct | scancel | scontrol | supervise
 
 SLURM_STAND_IN is its folder: a folder for each job with `script`, `options`, `state`, `pid`; `calls` has every command.
-A file `held` keeps new jobs in the queue, `full` makes sbatch fail, `no-accounting` sacct.
+A file `held` keeps new jobs in the queue, `full` makes sbatch fail, `no-accounting` sacct; with `forgetful` squeue only
+tells of live jobs.
 """
 
 from __future__ import annotations
@@ -136,19 +137,22 @@ def srun(*arguments: str) -> None:
 def squeue(*arguments: str) -> None:
     name = arguments[arguments.index("--name") + 1] if "--name" in arguments else None
     layout = arguments[arguments.index("--format") + 1]
+    forgets = (HERE / "forgetful").exists()  # as squeue does after MinJobAge
     for number in numbers():
-        if state(number) in ("PENDING", "REQUEUED", "RUNNING") and name in (None, options(number)["job-name"]):
-            print(layout.replace("%i", number).replace("%T", state(number)))
+        live = state(number) in ("PENDING", "REQUEUED", "RUNNING")
+        if (live or not forgets) and name in (None, options(number)["job-name"]):
+            told = HERE / number / "reason"
+            reason = told.read_text() if told.exists() else "Resources" if state(number) == "PENDING" else "None"
+            print(layout.replace("%i", number).replace("%T", state(number).split()[0]).replace("%r", reason))
 
 
 def sacct(*arguments: str) -> None:
     if (HERE / "no-accounting").exists():
         sys.exit("Slurm accounting storage is disabled")
     wanted = arguments[arguments.index("-j") + 1].split(",")
-    print("JobID|State|NodeList")
     for number in wanted:
         if number in numbers():
-            print(f"{number}|{state(number)}|node-1")
+            print(f"{number}|{state(number)}")
 
 
 def scancel(number: str, *arguments: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from o2o_smooth.benchmarks.launchers import lease
+from o2o_smooth.benchmarks.launchers import lease, minder
 from o2o_smooth.benchmarks.launchers.base import INTERRUPTED, Job, outcome_of
 from o2o_smooth.benchmarks.launchers.worker import Worker, judged, order_for
 from tests.benchmarks.launchers.counting import alive, attempts, counted, counting_job, go
@@ -160,6 +160,47 @@ def test_an_attempt_that_was_taken_for_dead_kills_its_command(tmp_path: Path) ->
     until((tmp_path / "up").exists)
     (tmp_path / lease.FOLDER / "0002").write_text('{"token": "other"}\n')
     assert judged(worker.outcome()) == ("lost", "killed: another attempt has taken the job over")
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_only_time_in_which_its_minder_ran_counts_against_an_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: bool
+) -> None:
+    lease_s = 40.0
+    job = counting_job(tmp_path, "job", 1)
+    running = minder.Minder(order_for(job, via="", grace_s=5.0, lease_s=lease_s, environment={}, detach=False))
+    clock = [0.0, *((0.5, 90.0, 90.5) if frozen else (5.0, 10.0, 15.0, 20.5))]  # and no beat arrives
+
+    class Command:
+        def poll(self) -> int | None:
+            return None if clock else 0
+
+    killed = list[str]()
+    monkeypatch.setattr("o2o_smooth.benchmarks.launchers.minder.time.monotonic", lambda: clock.pop(0))
+    monkeypatch.setattr(running, "_hear", lambda wait_s: None)
+    monkeypatch.setattr(running, "_kill", lambda command, why: killed.append(why))
+    running._beaten = 0.0
+    running._mind(Command())  # type: ignore[arg-type]
+    assert bool(killed) != frozen
+
+
+def test_a_requeued_attempt_can_tell_the_last_one_from_itself(tmp_path: Path) -> None:
+    first, second = lease.part("name", "0"), lease.part("name", "1")
+    lost = lease.claim(tmp_path, first, {}, lease_s=0.4)
+    assert lost is not None
+    found = lease.last_of(tmp_path, "name")
+    assert found is not None
+    assert found.number == 1
+    mine = lease.claim(tmp_path, second, {}, lease_s=0.4)
+    assert mine is not None  # it has asked the first one to stop, not itself
+    assert lease.asked_to_stop(tmp_path / lease.FOLDER, first)
+    found = lease.last_of(tmp_path, "name")
+    assert found is not None
+    assert found.number == 2
+    assert lease.last_of(tmp_path, "nam") is None
+    assert mine.beat() == "go on"
+    lease.ask_to_stop(tmp_path / lease.FOLDER, "name")
+    assert mine.beat() == "stop"
 
 
 def test_claims_of_the_dead_and_of_other_machines(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from o2o_smooth.benchmarks.launchers import lease
 from o2o_smooth.benchmarks.launchers.base import Ended
 from o2o_smooth.benchmarks.launchers.slurm import RECORD, SlurmLauncher
+from o2o_smooth.benchmarks.launchers.slurm_queue import passes
 from o2o_smooth.errors import LaunchError
 from tests.benchmarks.launchers.counting import alive, attempts, counted, counting_job, drive, go
 
@@ -93,7 +94,7 @@ def test_options_reach_the_script_and_endings_are_told(cluster: ModuleType, tmp_
         "mem": "1536M",
     }
     assert "requeue" in first
-    assert second["mem"] == "2048M"
+    assert second["mem"] == "2176M"
     assert "gpus-per-node" not in second
     assert counted(done) == [0, 1, 2]
 
@@ -105,6 +106,8 @@ def test_refusals(cluster: ModuleType, tmp_path: Path, monkeypatch: pytest.Monke
     (job.folder / RECORD).write_text("{")
     with pytest.raises(LaunchError, match="is broken"):
         SlurmLauncher(**QUICK).start(job)
+    with pytest.raises(LaunchError, match=r"time-min=3 leaves no time to work: .* 180 s .* take at least 4"):
+        SlurmLauncher(time_min=3, grace_s=90.0)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(LaunchError, match="needs Slurm's sbatch, srun"):
         SlurmLauncher(**QUICK)
@@ -128,6 +131,69 @@ def test_a_full_queue_is_tried_again(cluster: ModuleType, tmp_path: Path) -> Non
     assert launcher.room_for(job)
 
 
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        ("AssocMaxSubmitJobLimit", True),
+        ("QOSMaxSubmitJobPerUserLimit", True),
+        ("QOSMaxWallDurationPerJobLimit", False),
+        ("AssocMaxCpuPerJobLimit", False),
+        ("", True),
+    ],
+)
+def test_what_passes_by_itself_of_a_policy(error: str, passing: bool) -> None:
+    policy = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+    assert passes(f"sbatch: error: {error}\nsbatch: error: Batch job submission failed: {policy}") == passing
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        ("Unable to contact slurm controller (connect failure)", True),
+        ("Socket timed out on send/recv operation", True),
+        ("Requested time limit is invalid (missing or exceeds some limit)", False),
+        ("Requested node configuration is not available", False),
+    ],
+)
+def test_what_passes_by_itself(error: str, passing: bool) -> None:
+    assert passes(f"sbatch: error: Batch job submission failed: {error}") == passing
+
+
+def test_who_asks_where_jobs_are_takes_nothing_from_who_polls(cluster: ModuleType, tmp_path: Path) -> None:
+    launcher = SlurmLauncher(**QUICK)
+    job = dataclasses.replace(counting_job(tmp_path, "job", 1), command=("true",))
+    launcher.start(job)
+    ends: list[Ended] = []
+
+    def told() -> bool:
+        time.sleep(QUICK["poll_s"])
+        launcher.running()
+        ends.extend(launcher.poll())
+        return bool(ends)
+
+    until(told, within_s=20)
+    assert [end.outcome for end in ends] == ["done"]
+
+
+def test_a_job_that_nothing_can_run_is_not_tried_again(cluster: ModuleType, tmp_path: Path) -> None:
+    (Path(cluster.HERE) / "held").touch()
+    launcher = SlurmLauncher(**QUICK)
+    never, again, hungry = (counting_job(tmp_path, name, 1) for name in ("never", "again", "hungry"))
+    for job in (never, again, hungry):
+        launcher.start(job)
+    for number, reason in (("1", "BadConstraints"), ("2", "NonZeroExitCode"), ("3", "NonZeroExitCode")):
+        (Path(cluster.HERE) / number / "reason").write_text(reason)
+        cluster.set_state(number, "FAILED")
+    (again.folder / "slurm" / "2_0_log.out").write_text("much\nsrun: fatal: no  room\n\n")
+    killed = "slurmstepd-node1: error: StepId=3.0 exceeded memory limit (2 > 1), being killed\nsrun: task 0: Killed\n"
+    (hungry.folder / "slurm" / "3_0_log.out").write_text(killed)
+    ends = collect(launcher, 3)
+    assert (ends["hungry"].outcome, ends["hungry"].detail[:13]) == ("failed", "out of memory")
+    assert (ends["never"].outcome, "(Slurm: BadConstraints)" in ends["never"].detail) == ("failed", True)
+    assert ends["again"].outcome == "lost"
+    assert "(Slurm: FAILED; srun: fatal: no room; " in ends["again"].detail
+
+
 @pytest.mark.slow
 def test_runner_started_again_submits_nothing_twice(cluster: ModuleType, tmp_path: Path) -> None:
     held = Path(cluster.HERE) / "held"
@@ -149,7 +215,7 @@ def test_runner_started_again_submits_nothing_twice(cluster: ModuleType, tmp_pat
     for job in jobs:
         second.start(job)
     assert calls(cluster, "sbatch") == 4
-    until(lambda: second.poll() or second.running()["waits"] == "queued")
+    until(lambda: second.poll() or second.running()["waits"] == "queued (Resources)")
     held.unlink()
     for job in jobs:
         go(job)
@@ -190,10 +256,12 @@ def test_preempted_and_lost_jobs_lose_nothing_and_do_nothing_twice(cluster: Modu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accounting", [True, False])
-def test_cancelling_in_good_order(cluster: ModuleType, tmp_path: Path, accounting: bool) -> None:
-    if not accounting:
+@pytest.mark.parametrize("known", ["to both", "to squeue", "to accounting", "to none"])
+def test_cancelling_in_good_order(cluster: ModuleType, tmp_path: Path, known: str) -> None:
+    if known in ("to squeue", "to none"):
         (Path(cluster.HERE) / "no-accounting").touch()
+    if known in ("to accounting", "to none"):
+        (Path(cluster.HERE) / "forgetful").touch()
     launcher = SlurmLauncher(**QUICK)
     runs, by_user, waits = (counting_job(tmp_path, name, UNITS) for name in ("runs", "by-user", "waits"))
     for job in (runs, by_user):
@@ -204,20 +272,17 @@ def test_cancelling_in_good_order(cluster: ModuleType, tmp_path: Path, accountin
     launcher.start(waits)
     launcher.cancel("runs")
     launcher.cancel("waits")
-    if accounting:
-        cluster.scancel("2")
-    ends = collect(launcher, 3 if accounting else 2)
+    cluster.scancel("2")
+    ends = collect(launcher, 3)
     assert (ends["runs"].outcome, ends["waits"].outcome) == ("interrupted", "interrupted")
     stopped = lease.read(runs.folder / lease.FOLDER, 1)
     assert stopped is not None
     assert stopped.ended is not None
     assert stopped.ended["code"] == 75
     assert not counted(waits)
-    if accounting:
-        assert (ends["by-user"].outcome, ends["by-user"].detail) == (
-            "failed",
-            "cancelled with scancel, not by the runner",
-        )
+    why = "Slurm knows nothing of it any more" if known == "to none" else "cancelled with scancel, not by the runner"
+    assert ends["by-user"].outcome == "lost"
+    assert ends["by-user"].detail.startswith(why)
     launcher.close(grace_s=5.0)
     assert not [number for number in cluster.numbers() if cluster.state(number) in ("PENDING", "RUNNING")]
 
