@@ -33,6 +33,7 @@ from o2o_smooth.agents.blending import (
     report_gradients,
     report_plan,
 )
+from o2o_smooth.agents.compiling import compile_step
 from o2o_smooth.agents.config import AgentConfig
 from o2o_smooth.agents.mirror import Mirror
 from o2o_smooth.agents.networks import PRECISIONS, Networks, Precision
@@ -452,9 +453,7 @@ class Agent:
         if not self.compile:
             return partial(blended_losses, self.offline, self.online, plan)
         if plan not in self._compiled:
-            self._compiled[plan] = torch.compile(
-                partial(blended_losses, self.offline, self.online, plan), dynamic=False
-            )
+            self._compiled[plan] = compile_step(partial(blended_losses, self.offline, self.online, plan))
         return self._compiled[plan]
 
     # Keeping

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from o2o_smooth.agents import AGENTS, Agent
+from o2o_smooth.agents import AGENTS, Agent, compiling
 from o2o_smooth.data.batch import Batch, as_batch
 from o2o_smooth.smoothing.objective import Mix
 from tests.agents.helpers import ACT, OBS
@@ -123,3 +123,27 @@ def test_members_of_other_settings_share_the_graph() -> None:
     assert _graphs() == once
     for a, b in zip(eager.networks.parameters(), agent.networks.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_vector_instructions_are_taken_as_known_only_while_a_step_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(compiling, "unavailable", lambda: None)
+    monkeypatch.setattr(config.cpp, "vec_isa_ok", None)
+    seen: list[bool | None] = []
+
+    def compiled(x: int) -> int:
+        seen.append(config.cpp.vec_isa_ok)
+        return x + 1
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled)
+    step = compiling.compile_step(lambda x: x)
+    assert [step(1), step(2)] == [2, 3]
+    assert seen == [True, None]
+    monkeypatch.setattr(config.cpp, "vec_isa_ok", False)  # somebody's own choice
+    compiling.compile_step(lambda x: x)(1)
+    assert seen[-1] is False
+    monkeypatch.setattr(config.cpp, "vec_isa_ok", None)
+    monkeypatch.setattr(compiling, "unavailable", lambda: "no C compiler")
+    compiling.compile_step(lambda x: x)(1)
+    assert seen[-1] is None
