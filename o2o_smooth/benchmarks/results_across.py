@@ -174,7 +174,7 @@ def _across_effect(
 ) -> tuple[PairedDifference | None, Effect]:
     """The mean over tasks of the paired differences, and what verdicts take of it."""
     pairs = _pairs(levels, name, baseline)
-    noise = aa if aa is not None else DROP_MARGIN if metric.key in _WITH_MARGIN else 0.0
+    noise = max(aa if aa is not None else DROP_MARGIN if metric.key in _WITH_MARGIN else 0.0, metric.negligible)
     if not pairs:
         return None, Effect(0.0, 0.0, 0.0, 0, 0, 0, significant=False, noise=noise, aa=aa)
     found = stratified_bootstrap(pairs, task_mean)

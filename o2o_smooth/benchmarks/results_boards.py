@@ -22,7 +22,7 @@ from o2o_smooth.stability.verdict import Effect, word
 
 BySeed = Mapping[int, float]
 
-RECOVERY = Metric("recovery", "Recovery", higher_is_better=False)
+RECOVERY = Metric("recovery", "Recovery", higher_is_better=False, negligible=0.01)
 """Share of the budget until the score was back, cut at 1 where it never was (a restricted time); 0: nothing lost."""
 
 BY_KEY = {metric.key: metric for metric in METRICS}
@@ -202,11 +202,12 @@ def paired(mine: BySeed, base: BySeed, metric: Metric) -> PairedDifference | Non
 
 
 def _effect(difference: PairedDifference | None, mine: BySeed, base: BySeed, aa: float | None) -> Effect:
-    """The difference for verdicts; nothing stands in for a missing A/A pair."""
+    """The difference in recovery for verdicts; nothing stands in for a missing A/A pair."""
     common = sorted(mine.keys() & base.keys())
     signs = [np.sign(mine[seed] - base[seed]) for seed in common]
+    noise = max(aa or 0.0, RECOVERY.negligible)
     if difference is None:
-        return Effect(0.0, 0.0, 0.0, 0, 0, 0, significant=False, noise=aa or 0.0, aa=aa)
+        return Effect(0.0, 0.0, 0.0, 0, 0, 0, significant=False, noise=noise, aa=aa)
     return Effect(
         mean=difference.mean,
         low=difference.low,
@@ -215,7 +216,7 @@ def _effect(difference: PairedDifference | None, mine: BySeed, base: BySeed, aa:
         up=sum(sign > 0 for sign in signs),
         down=sum(sign < 0 for sign in signs),
         significant=difference.significant,
-        noise=aa or 0.0,
+        noise=noise,
         aa=aa,
         base=float(np.mean([base[seed] for seed in common])),
     )

@@ -26,17 +26,19 @@ class Metric:
     """None: neither is."""
     steps: bool = False
     """Whether it counts environment steps; points otherwise."""
+    negligible: float = 0.0
+    """Differences up to this matter to nobody, however surely they are there; in points, or shares of the budget."""
 
 
 METRICS = (
     Metric("j0", "J0", None),
-    Metric("dip_depth", "Dip", higher_is_better=False),
-    Metric("dip_area", "Dip area", higher_is_better=False),
+    Metric("dip_depth", "Dip", higher_is_better=False, negligible=1.0),
+    Metric("dip_area", "Dip area", higher_is_better=False, negligible=0.25),
     Metric("dip_time_steps", "Minimum at", None, steps=True),
-    Metric("late_collapse", "Late collapse", higher_is_better=False),
-    Metric("final", "Final", higher_is_better=True),
-    Metric("auc", "Mean score", higher_is_better=True),
-    Metric("regret", "Regret", higher_is_better=False),
+    Metric("late_collapse", "Late collapse", higher_is_better=False, negligible=1.0),
+    Metric("final", "Final", higher_is_better=True, negligible=1.0),
+    Metric("auc", "Mean score", higher_is_better=True, negligible=1.0),
+    Metric("regret", "Regret", higher_is_better=False, negligible=0.01),
 )
 """What is aggregated over seeds."""
 

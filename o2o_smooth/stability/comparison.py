@@ -143,12 +143,15 @@ def _effects(
     drawn: bool,
 ) -> dict[str, Effect]:
     """The differences beside their noise. Without an A/A pair the margin of a drop stands in for single evaluations."""
-    stand_in = DROP_MARGIN * float(np.mean([row.measured.point for row in (*mine, *base)]))
+    point = float(np.mean([row.measured.point for row in (*mine, *base)]))
+    stand_in = DROP_MARGIN * point
+    least = {m.key: m.negligible * (1.0 if m.key == "regret" else point) for m in METRICS}
     found = {}
     for key, difference in differences.items():
         a, b = _paired(mine, base, key)
         signs = np.sign(np.array(a) - np.array(b))
         noise = aa.get(key, 0.0) if drawn else (stand_in if key in ("dip_depth", "final") else 0.0)
+        noise = max(noise, least.get(key, 0.0))
         found[key] = Effect(
             mean=0.0 if difference is None else difference.mean,
             low=0.0 if difference is None else difference.low,

@@ -107,7 +107,8 @@ def interval(
     Args:
         values: (n,) one value a seed.
         seed: Of the resampling; the same seed gives the same interval.
-        method: `auto` flips signs for up to `FEW_SEEDS` values and studentises above.
+        method: `auto` flips signs for up to `FEW_SEEDS` values, and studentises above unless the interval would go
+            beyond all of the values.
         confidence: Wanted share of such intervals that hold the true mean.
         resamples: Draws, where not all cases are counted.
 
@@ -231,7 +232,8 @@ def _bounds(sample: FloatArray, seed: int, method: Method, confidence: float, re
         found = _sign_flip(sample, seed, confidence, resamples)
     else:
         found = _studentised(sample, seed, confidence, resamples)
-        if not (math.isfinite(found.low) and math.isfinite(found.high)):  # so many equal values that resamples are flat
+        # So many equal values that resamples are flat, or so few others that they alone make the spread: t has no hold.
+        if found.low < sample.min() or found.high > sample.max():
             found = _sign_flip(sample, seed, confidence, resamples)
     if _equal(sample):
         equal = f"all {len(sample)} values are equal: the interval knows of no spread"

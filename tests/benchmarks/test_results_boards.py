@@ -185,3 +185,17 @@ def test_a_group_whose_arms_do_not_fit_together_is_a_problem_and_no_crash(tmp_pa
 
 def test_mean_over_tasks() -> None:
     assert task_mean({"a": [1.0, 3.0], "b": [10.0]}) == pytest.approx(6.0)
+
+
+def test_what_is_smaller_than_a_point_is_noise_however_sure(tmp_path: Path) -> None:
+    def nearly(task: str, agent: str, arm: str, seed: int) -> list[float]:
+        tiny = {"jump": 0.0, "linear": 0.05, "linear (A/A)": 0.05, "stay": 1.5}[arm]
+        return [50.0, 40.0 - tiny, 50.0, 99.9 - tiny]
+
+    make_study(tmp_path, nearly, tasks=("maze",))
+    (found,), _ = compare_groups(read_groups(read_study(tmp_path)))
+    final, dip = board(found.boards, "final"), board(found.boards, "dip_depth")
+    assert final["linear"].effect is not None
+    assert final["linear"].effect.down == final["linear"].n  # on every seed
+    assert (final["linear"].says, dip["linear"].says) == ("noise", "noise")
+    assert (final["stay"].says, dip["stay"].says) == ("worse on all 4", "worse on all 4")

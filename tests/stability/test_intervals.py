@@ -290,3 +290,13 @@ def test_coverage_of_normal_samples(n: int, method: Method, least: float, most: 
 )
 def test_coverage_of_skewed_samples(n: int, method: Method, least: float, most: float) -> None:
     assert least <= coverage(lambda rng: rng.exponential(2, n), 2, method) <= most
+
+
+def test_auto_does_not_go_beyond_the_values_where_one_alone_makes_the_spread() -> None:
+    values = [0.0, 0.0, 0.0, 0.0, 0.0, 0.1, 0.0, 0.1, 0.2, -60.0]
+    wild = interval(values, method="studentised")
+    assert wild.low < min(values) - 60  # t in resamples without the one seed
+    found = interval(values)
+    assert found.method == "sign_flip"
+    assert min(values) <= found.low <= found.high <= max(values)
+    assert interval(np.arange(10.0)).method == "studentised"
