@@ -44,8 +44,7 @@ from o2o_smooth.agents.settings import Settings, settle
 from o2o_smooth.agents.spaces import check_spaces
 from o2o_smooth.agents.stacked import kernels_take
 from o2o_smooth.agents.taped import Tapes
-from o2o_smooth.data.batch import Batch, as_batch
-from o2o_smooth.data.buffer import Drawn
+from o2o_smooth.data.batch import Batch, Drawn, as_batch
 from o2o_smooth.draws import make_draws
 from o2o_smooth.errors import ConfigError, DataError
 from o2o_smooth.kernels.cpu import all_threads
@@ -414,7 +413,7 @@ class Agent:
         if not isinstance(batch, Drawn):
             return self._as_batch(batch)
         members, _, obs_dim = batch.shape
-        self._check_sizes(members, obs_dim, batch.buffer.action_dim)
+        self._check_sizes(members, obs_dim, batch.packed.action_dim)
         return batch
 
     def _as_batch(self, batch: Batch | Mapping[str, object]) -> Batch:

@@ -19,8 +19,7 @@ from o2o_smooth.agents.networks import ACTION_LIMIT, MLP
 from o2o_smooth.agents.plan import Plan
 from o2o_smooth.agents.readings import Readings
 from o2o_smooth.agents.stacked import kernels_take
-from o2o_smooth.data.batch import Batch
-from o2o_smooth.data.buffer import Drawn
+from o2o_smooth.data.batch import Batch, Drawn
 from o2o_smooth.draws import Draws
 from o2o_smooth.kernels.cpu import threads
 from o2o_smooth.kernels.rows import Encoder
@@ -128,7 +127,7 @@ class Tapes:
 
 
 def _memory(rows: Batch | Drawn) -> Tensor:
-    return rows.buffer.packed.rows if isinstance(rows, Drawn) else rows.obs
+    return rows.packed.rows if isinstance(rows, Drawn) else rows.obs
 
 
 def _shape(rows: Batch | Drawn) -> tuple[int, ...]:
@@ -222,7 +221,7 @@ class _Rows:
         if isinstance(batch, Drawn):
             if self.encoder is None or any(a is not b for a, b in zip(scales, self.encoded_by, strict=True)):
                 self.encoder, self.encoded_by = Encoder(scales, ACTION_LIMIT, *self.made, self.rest), scales
-            self.encoder(batch.buffer.packed, len(batch.buffer), batch.index)
+            self.encoder(batch.packed, batch.size, batch.index)
             return
         encode_batch(batch.obs, batch.next_obs, batch.action, scales, ACTION_LIMIT, out=self.made)
         own = self.batch

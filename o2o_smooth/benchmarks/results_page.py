@@ -364,8 +364,9 @@ def _made(found: Findings) -> str:
     dips = ", ".join(m.label.lower() for m in BOARDS if m.key in ON_DIPS)
     lines.append(
         f"* Words: a drop is a dip that exceeds its null dip by more than {DROP_MARGIN:g} points. Noise: a difference "
-        "no larger than the A/A pair's. Not decided: larger, but neither the test nor all seeds (three at least) "
-        f"agree. No verdict ({dips}): the score at the switch is within noise of random, or evaluation ends before "
-        f"twice the ramp. {FEW}: 8 seeds or fewer. Recovery is a share of the budget, 1 where it never came."
+        "no larger than the A/A pair's, or that matters to nobody (docs/report.md). Not decided: larger, but neither "
+        f"the test nor all seeds (three at least) agree. No verdict ({dips}): the score at the switch is within noise "
+        f"of random, or evaluation ends before twice the ramp. {FEW}: 8 seeds or fewer. Recovery is a share of the "
+        "budget, 1 where it never came."
     )
     return "\n".join(lines)

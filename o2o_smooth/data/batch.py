@@ -6,7 +6,7 @@ state whose value counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,6 +30,42 @@ class Batch(NamedTuple):
     terminated: torch.Tensor  # (M, B), 0 or 1; the only flag that cuts bootstrapping
     truncated: torch.Tensor  # (M, B), 0 or 1
     mc_return: torch.Tensor  # (M, B); discounted return to the end of the episode, -inf where not known (yet)
+
+
+class Packed(NamedTuple):
+    """Packed rows (`data.buffer.pack`) where they lie, and how to read them."""
+
+    rows: torch.Tensor  # (rings x capacity, width)
+    obs_dim: int
+    action_dim: int
+    ring: int  # rows between the rings of two members; 0: all share one
+    gaps: torch.Tensor | None = None  # numbers at which held-out rows are passed over (`data.holdout.RowMap`)
+    shift: torch.Tensor | None = None  # by how many in all: before, between and after them
+    reward: tuple[float, float] | None = None  # scale and shift; None: as they lie
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """Rows of a buffer by number, not gathered yet."""
+
+    packed: Packed
+    """Where they lie."""
+    size: int
+    """Row numbers that there are."""
+    index: torch.Tensor
+    """(M, B) int64, contiguous, in [0, size)."""
+    gather: Callable[[torch.Tensor], Batch]
+    """The buffer's way from numbers to rows."""
+
+    def batch(self) -> Batch:
+        """The rows, (M, B, ...)."""
+        return self.gather(self.index)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the observations: M, B, O."""
+        members, rows = self.index.shape
+        return members, rows, self.packed.obs_dim
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ run is stored once and shared by all members; each member's online data is its o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,14 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from o2o_smooth.data.batch import Batch, FloatArray, Transitions
+from o2o_smooth.data.batch import Batch, Drawn, FloatArray, Packed, Transitions
 from o2o_smooth.data.holdout import Ranges, RowMap
 from o2o_smooth.data.normalize import RewardMap
 from o2o_smooth.data.store import UNKNOWN_RETURN, row_width
 from o2o_smooth.data.suspicion import SLICE_ROWS
 from o2o_smooth.data.transfer import to_device
 from o2o_smooth.errors import ConfigError, DataError
-from o2o_smooth.kernels.rows import Packed
 
 
 class ReplayBuffer:
@@ -267,7 +265,7 @@ class ReplayBuffer:
 
     def drawn(self, index: Tensor) -> Drawn:
         """The same rows, gathered when they are needed, and by whom."""
-        return Drawn(self, index)
+        return Drawn(self.packed, len(self), index, self.gather)
 
     @property
     def packed(self) -> Packed:
@@ -293,25 +291,6 @@ class ReplayBuffer:
         if self._reward_map is None:
             return batch
         return batch._replace(reward=batch.reward * self._reward_map.scale + self._reward_map.shift)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Drawn:
-    """Rows of a buffer by number, not gathered yet."""
-
-    buffer: ReplayBuffer
-    index: Tensor
-    """(M, B) int64, contiguous, in [0, len(buffer))."""
-
-    def batch(self) -> Batch:
-        """The rows, (M, B, ...)."""
-        return self.buffer.gather(self.index)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of the observations: M, B, O."""
-        members, rows = self.index.shape
-        return members, rows, self.buffer.obs_dim
 
 
 class Columns(NamedTuple):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
-from o2o_smooth.errors import DataError
 from o2o_smooth.kernels.cpu import library
 
 HIGHEST = 2**28 - 1  # from here on torch's generator makes one number of two
@@ -37,16 +36,36 @@ class _Rows(ctypes.Structure):
     )
 
 
-class Packed(NamedTuple):
-    """Packed rows (`data.buffer.pack`) as the kernel reads them."""
+class PackedRows(Protocol):
+    """Packed rows (`data.batch.Packed`)."""
 
-    rows: Tensor  # (rings x capacity, width)
-    obs_dim: int
-    dim: int
-    ring: int  # rows between the rings of two members; 0: all share one
-    gaps: Tensor | None = None  # see data.holdout.RowMap
-    shift: Tensor | None = None
-    reward: tuple[float, float] | None = None  # scale and shift; None: as they lie
+    @property
+    def rows(self) -> Tensor:
+        """(rings x capacity, width)."""
+
+    @property
+    def obs_dim(self) -> int:
+        """O."""
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+
+    @property
+    def ring(self) -> int:
+        """Rows between the rings of two members; 0: all share one."""
+
+    @property
+    def gaps(self) -> Tensor | None:
+        """Numbers at which rows are passed over."""
+
+    @property
+    def shift(self) -> Tensor | None:
+        """By how many in all: before, between and after them."""
+
+    @property
+    def reward(self) -> tuple[float, float] | None:
+        """Scale and shift of rewards; None: as they lie."""
 
 
 class Encoder:
@@ -67,9 +86,9 @@ class Encoder:
         self._at, self._shape = ctypes.addressof(self._from), joined.shape[:2]
         self._kept = (*scales, joined, following, rest)
         self._out = joined.data_ptr(), following.data_ptr(), rest.data_ptr()
-        self._packed: Packed | None = None
+        self._packed: PackedRows | None = None
 
-    def __call__(self, packed: Packed, size: int, index: Tensor) -> None:
+    def __call__(self, packed: PackedRows, size: int, index: Tensor) -> None:
         """Encode rows.
 
         Args:
@@ -78,7 +97,7 @@ class Encoder:
             index: Numbers of the rows, (M, B) int64, contiguous.
 
         Raises:
-            DataError: A number beyond the rows that there are.
+            IndexError: A number beyond the rows that there are.
         """
         members, count = self._shape
         if packed is not self._packed:
@@ -86,11 +105,11 @@ class Encoder:
         self._from.size = size
         bad = self._call(self._at, index.data_ptr(), members, count, *self._out)
         if bad >= 0:
-            raise DataError(f"row number {index.flatten()[bad].item()} is not among the {size:,} rows there are")
+            raise IndexError(f"row number {index.flatten()[bad].item()} is not among the {size:,} rows there are")
 
-    def _point(self, packed: Packed) -> None:
+    def _point(self, packed: PackedRows) -> None:
         at = self._from
-        at.rows, at.obs_dim, at.dim, at.ring = packed.rows.data_ptr(), packed.obs_dim, packed.dim, packed.ring
+        at.rows, at.obs_dim, at.dim, at.ring = packed.rows.data_ptr(), packed.obs_dim, packed.action_dim, packed.ring
         at.holes = 0
         if packed.gaps is not None and packed.shift is not None:
             at.gaps, at.shift, at.holes = packed.gaps.data_ptr(), packed.shift.data_ptr(), len(packed.gaps)

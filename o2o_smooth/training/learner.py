@@ -15,8 +15,8 @@ from torch import Tensor
 from o2o_smooth.agents import Agent
 from o2o_smooth.agents.base import Metrics
 from o2o_smooth.agents.blending import GradientReport
-from o2o_smooth.data.batch import Batch
-from o2o_smooth.data.buffer import Drawn, ReplayBuffer, concatenate
+from o2o_smooth.data.batch import Batch, Drawn
+from o2o_smooth.data.buffer import ReplayBuffer, concatenate
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.smoothing.objective import COMPONENTS, Mix
 from o2o_smooth.training.config import Regime
@@ -144,7 +144,7 @@ class Learner:
 
     def _offline_batch(self, name: str = "offline_rows", rows: int | None = None) -> Batch:
         drawn = self._offline_rows(name)
-        return drawn.buffer.gather(drawn.index[:, :rows])
+        return drawn.gather(drawn.index[:, :rows])
 
     def _online_batch(self, mix: Mix) -> Batch:
         drawn = self._online_rows()
@@ -154,4 +154,4 @@ class Learner:
         rows = self._offline_batch(self.share_name, offline)
         if offline == self.batch_size:
             return rows
-        return concatenate(rows, drawn.buffer.gather(drawn.index[:, offline:]))
+        return concatenate(rows, drawn.gather(drawn.index[:, offline:]))

@@ -85,7 +85,7 @@ def test_a_number_that_is_no_row_is_refused() -> None:
     for _ in range(4):
         agent.update(buffer.drawn(index))
     for wrong in (40, 64, -1):
-        with pytest.raises(DataError, match=f"row number {wrong} is not among the 40 rows"):
+        with pytest.raises(IndexError, match=f"row number {wrong} is not among the 40 rows"):
             agent.update(buffer.drawn(torch.where(index == 7, wrong, index)))
 
 

@@ -13,6 +13,7 @@ import torch
 
 from o2o_smooth.agents import AGENTS
 from o2o_smooth.data import from_npz
+from o2o_smooth.data.batch import Drawn
 from o2o_smooth.errors import CheckpointError, ConfigError, DataError, EnvError
 from o2o_smooth.smoothing.objective import Mix
 from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingConfig
@@ -260,6 +261,7 @@ def test_regimes_feed_each_objective_the_right_rows(
     seen: list[tuple[float, float | None]] = []
 
     def spy(self: Any, batch: Any, online_batch: Any = None, *, mix: Any = None) -> dict[str, Any]:
+        batch, online_batch = (one.batch() if isinstance(one, Drawn) else one for one in (batch, online_batch))
         share = (batch.reward == OFFLINE_REWARD).float().mean().item()
         other = None if online_batch is None else (online_batch.reward == OFFLINE_REWARD).float().mean().item()
         seen.append((share, other))
