@@ -44,7 +44,7 @@ from o2o_smooth.agents.settings import Settings, settle
 from o2o_smooth.agents.spaces import check_spaces
 from o2o_smooth.agents.stacked import kernels_take
 from o2o_smooth.agents.taped import Tapes
-from o2o_smooth.data.batch import Batch, Drawn, as_batch
+from o2o_smooth.data.batch import Batch, Drawn, as_batch, gathered
 from o2o_smooth.draws import make_draws
 from o2o_smooth.errors import ConfigError, DataError
 from o2o_smooth.kernels.cpu import all_threads
@@ -56,7 +56,7 @@ Pull = Callable[[Mapping[str, Mask]], Mapping[str, Tensor]]
 
 It acts in `Agent.update` alone: `Agent.gradients`, and so a captured graph, does not see it."""
 
-Watch = Callable[["Agent", Plan, Batch, Batch, Readings], None]
+Watch = Callable[["Agent", Plan, Batch | Drawn, Batch | Drawn, Readings], None]
 """Sees an update (plan, both objectives' rows, metrics) before its step, and may stop it by raising; so it acts, as
 `Pull` does, in `Agent.update` alone."""
 
@@ -301,16 +301,14 @@ class Agent:
     ) -> Metrics:
         if online_batch is not None and mix is None:
             raise ConfigError("an online batch without a mix would be ignored; give mix=controller.mix()")
-        given = self._as_rows(batch)
-        other = given if online_batch is None or online_batch is batch else self._as_rows(online_batch)
+        source = self._as_rows(batch)
+        target = source if online_batch is None or online_batch is batch else self._as_rows(online_batch)
         mix = mix or self.pure
-        plan, movement = self.plans(mix, updates=self.updates, one_batch=other is given, frozen=self.frozen)
-        readings = self._tapes.update(plan, given, other, mix)
-        if readings is None or self.watch is not None:
-            source = given.batch() if isinstance(given, Drawn) else given
-            target = source if other is given else other.batch() if isinstance(other, Drawn) else other
+        plan, movement = self.plans(mix, updates=self.updates, one_batch=target is source, frozen=self.frozen)
+        readings = self._tapes.update(plan, source, target, mix)
         if readings is None:
-            readings = self._step_plainly(plan, source, target, mix)
+            rows = gathered(source)
+            readings = self._step_plainly(plan, rows, rows if target is source else gathered(target), mix)
         if self.pull is not None:
             readings.raw = {**readings.raw, **self.pull(movement.components)}
         if self.watch is not None:

@@ -68,6 +68,11 @@ class Drawn:
         return members, rows, self.packed.obs_dim
 
 
+def gathered(rows: Batch | Drawn) -> Batch:
+    """The rows themselves."""
+    return rows.batch() if isinstance(rows, Drawn) else rows
+
+
 @dataclass(frozen=True)
 class Transitions:
     """Experience in numpy, in time order, with exact episode boundaries.

@@ -264,8 +264,15 @@ class ReplayBuffer:
         return index if self._map is None else self._map.left(index)
 
     def drawn(self, index: Tensor) -> Drawn:
-        """The same rows, gathered when they are needed, and by whom."""
-        return Drawn(self.packed, len(self), index, self.gather)
+        """The same rows, gathered when they are needed, and by whom.
+
+        Raises:
+            DataError: The numbers are not int64, or not (M, B) for the buffer's members.
+        """
+        if index.dtype != torch.int64 or index.dim() != 2 or index.shape[0] != self.members:  # native code reads them
+            got = f"{index.dtype} of shape {tuple(index.shape)}"
+            raise DataError(f"row numbers are {got}, expected torch.int64 of ({self.members}, B)")
+        return Drawn(self.packed, len(self), index.contiguous(), self.gather)
 
     @property
     def packed(self) -> Packed:

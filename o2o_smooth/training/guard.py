@@ -23,7 +23,7 @@ from o2o_smooth.agents import Agent
 from o2o_smooth.agents.base import Metrics
 from o2o_smooth.agents.plan import Plan
 from o2o_smooth.agents.readings import Readings
-from o2o_smooth.data.batch import Batch
+from o2o_smooth.data.batch import Batch, Drawn, gathered
 from o2o_smooth.data.buffer import concatenate
 from o2o_smooth.errors import O2OError
 from o2o_smooth.smoothing.objective import Mix
@@ -110,14 +110,17 @@ class Guard:
     def __init__(self, every: int) -> None:
         self.every = every
         self._due = every
-        self._previous: tuple[int, Plan, Batch, Batch] | None = None
+        # Drawn rows are gathered again where they are wanted; in a full ring the oldest may be another by then.
+        self._previous: tuple[int, Plan, Batch | Drawn, Batch | Drawn] | None = None
         self._launched: deque[_Seen] = deque(maxlen=MOST_BATCHES)
         self._flag: Tensor | None = None  # on its way from the device
         self._event: torch.cuda.Event | None = None
 
     # One update at a time
 
-    def __call__(self, agent: Agent, plan: Plan, source: Batch, target: Batch, readings: Readings) -> None:
+    def __call__(
+        self, agent: Agent, plan: Plan, source: Batch | Drawn, target: Batch | Drawn, readings: Readings
+    ) -> None:
         """Look at an update whose gradients are made and whose step is not.
 
         Raises:
@@ -145,7 +148,9 @@ class Guard:
         if not math.isfinite(float(_sum_of_moments(agent))):
             self._examine_state(agent)
 
-    def _examine(self, agent: Agent, plan: Plan, source: Batch, target: Batch, raw: Mapping[str, Tensor]) -> None:
+    def _examine(
+        self, agent: Agent, plan: Plan, source: Batch | Drawn, target: Batch | Drawn, raw: Mapping[str, Tensor]
+    ) -> None:
         self._examine_state(agent)
         losses = {name: raw[f"{name}/loss"].double().cpu() for name in ORDER if f"{name}/loss" in raw}
         broken = {name: ~(loss.abs() < LIMIT) for name, loss in losses.items()}
@@ -394,10 +399,10 @@ def _objectives(agent: Agent, plan: Plan, component: str, member: int, raw: Mapp
     return tuple(dict.fromkeys(names[side] for side in wrong or live or names))
 
 
-def _seen_by(plan: Plan, source: Batch, target: Batch, member: int) -> Batches:
+def _seen_by(plan: Plan, source: Batch | Drawn, target: Batch | Drawn, member: int) -> Batches:
     if target is source or plan.one_batch:
-        return {"both": _of_member(source, member)}
-    return {"offline": _of_member(source, member), "online": _of_member(target, member)}
+        return {"both": _of_member(gathered(source), member)}
+    return {"offline": _of_member(gathered(source), member), "online": _of_member(gathered(target), member)}
 
 
 def _of_member(batch: Batch, member: int) -> Batch:

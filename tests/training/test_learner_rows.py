@@ -89,6 +89,17 @@ def test_a_number_that_is_no_row_is_refused() -> None:
             agent.update(buffer.drawn(torch.where(index == 7, wrong, index)))
 
 
+def test_numbers_that_are_not_as_the_kernel_reads_them_are_refused_or_put_in_order() -> None:
+    buffer = online(2, 40)
+    for wrong in (torch.zeros((2, 4), dtype=torch.int32), torch.zeros((1, 4), dtype=torch.int64), torch.arange(4)):
+        with pytest.raises(DataError, match=r"expected torch.int64 of \(2, B\)"):
+            buffer.drawn(wrong)
+    apart = torch.arange(32).view(2, 16)[:, ::2]
+    drawn = buffer.drawn(apart)
+    assert drawn.index.is_contiguous()
+    assert torch.equal(drawn.index, apart)
+
+
 def test_rows_of_another_size_or_number_of_members_are_refused() -> None:
     other = ReplayBuffer(1, 8, OBS + 1, ACTION)
     other.add(np.zeros((1, 8, 2 * (OBS + 1) + ACTION + 4), np.float32))
