@@ -159,3 +159,11 @@ def test_integers_are_those_of_torchs_generator(high: int) -> None:
 def test_a_series_is_the_draws_of_its_steps(draws: Draws) -> None:
     series = draws.series("rows", 3, 5, 7, 100)
     assert [x.tolist() for x in series] == [draws.integers("rows", 3 + k, 7, 100).tolist() for k in range(5)]
+
+
+def test_numbers_drawn_ahead_are_not_used_where_there_are_other_rows() -> None:
+    learner = learner_of(1)
+    learner._ahead = 8
+    learner._numbers("online_rows", 100)
+    learner.agent.updates += 1
+    assert torch.equal(learner._numbers("online_rows", 90), Draws([0]).integers("online_rows", 1, 16, 90))
