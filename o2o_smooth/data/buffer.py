@@ -267,11 +267,13 @@ class ReplayBuffer:
         """The same rows, gathered when they are needed, and by whom.
 
         Raises:
-            DataError: The numbers are not int64, or not (M, B) for the buffer's members.
+            DataError: The numbers are not int64, or not (M, B); of a shared buffer M may be any number of members,
+                of another it must be the buffer's.
         """
-        if index.dtype != torch.int64 or index.dim() != 2 or index.shape[0] != self.members:  # native code reads them
-            got = f"{index.dtype} of shape {tuple(index.shape)}"
-            raise DataError(f"row numbers are {got}, expected torch.int64 of ({self.members}, B)")
+        fits = index.dim() == 2 and (self.shared or index.shape[0] == self.members)
+        if index.dtype != torch.int64 or not fits:  # native code reads them
+            got, members = f"{index.dtype} of shape {tuple(index.shape)}", "M" if self.shared else self.members
+            raise DataError(f"row numbers are {got}, expected torch.int64 of ({members}, B)")
         return Drawn(self.packed, len(self), index.contiguous(), self.gather)
 
     @property

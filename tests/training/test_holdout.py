@@ -47,15 +47,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[int]]:
-    """The dataset's rows that were gathered, and those that were gathered as held-out ones."""
+    """The dataset's rows that were drawn or gathered, and those that were gathered as held-out ones.
+
+    Native code that reads drawn rows where they lie gathers none; that it reads the same ones is tested on its own.
+    """
     seen: dict[str, set[int]] = {"left": set(), "held": set()}
-    gather, apart = ReplayBuffer.gather, ReplayBuffer.gather_held_out
+    gather, apart, drawn = ReplayBuffer.gather, ReplayBuffer.gather_held_out, ReplayBuffer.drawn
 
     def note(name: str, rows: ReplayBuffer, batch: Any) -> Any:
         if rows.shared:
             seen[name] |= set(batch.reward.flatten().round().int().tolist())
         return batch
 
+    def note_drawn(rows: ReplayBuffer, index: torch.Tensor) -> Any:
+        rows.gather(index)
+        return drawn(rows, index)
+
+    monkeypatch.setattr(ReplayBuffer, "drawn", note_drawn)
     monkeypatch.setattr(ReplayBuffer, "gather", lambda rows, index: note("left", rows, gather(rows, index)))
     monkeypatch.setattr(ReplayBuffer, "gather_held_out", lambda rows, index: note("held", rows, apart(rows, index)))
     return seen

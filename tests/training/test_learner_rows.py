@@ -100,6 +100,13 @@ def test_numbers_that_are_not_as_the_kernel_reads_them_are_refused_or_put_in_ord
     assert torch.equal(drawn.index, apart)
 
 
+def test_members_that_are_pretrained_for_others_read_a_shared_buffer() -> None:
+    """Of runs that differ after the switch alone, one of each seed is pretrained, on the rows of all."""
+    buffer, index = offline(4), torch.arange(8).view(2, 4)
+    assert torch.equal(buffer.drawn(index).batch().obs, buffer.gather(index).obs)
+    assert buffer.drawn(index).shape == (2, 4, OBS)
+
+
 def test_rows_of_another_size_or_number_of_members_are_refused() -> None:
     other = ReplayBuffer(1, 8, OBS + 1, ACTION)
     other.add(np.zeros((1, 8, 2 * (OBS + 1) + ACTION + 4), np.float32))
