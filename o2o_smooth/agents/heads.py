@@ -22,6 +22,7 @@ from o2o_smooth.agents.native_heads import (
     PolicyValue,
     Sample,
     SoftValue,
+    Tanh,
     TDError,
     apply,
     native,
@@ -169,6 +170,21 @@ def policy_value(q: Tensor, norm: PerMember | None) -> tuple[Tensor, Tensor]:
     else:
         scale = (norm.reshape(-1) if isinstance(norm, Tensor) else norm) / q.detach().abs().mean(-1)
     return -scale * q.mean(-1), scale
+
+
+def squashed(out: Tensor) -> Tensor:
+    """The tanh of an actor's output."""
+    return apply(Tanh, out) if native(out) else torch.tanh(out)
+
+
+def entropy_gap(log_prob: Tensor, target: float) -> Tensor:
+    """By how much the entropy of samples exceeds a target, a mean over rows without gradient: (M, B) -> (M,)."""
+    log_prob = log_prob.detach()
+    if not native(log_prob):
+        return (-log_prob - target).mean(-1)
+    log_prob, gap = log_prob.contiguous(), log_prob.new_empty(len(log_prob))
+    library().o2o_entropy_gap(log_prob.data_ptr(), target, *log_prob.shape, gap.data_ptr())
+    return gap
 
 
 def mean_square(x: Tensor, y: Tensor) -> Tensor:

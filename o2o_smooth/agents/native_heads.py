@@ -135,6 +135,25 @@ class MeanSquare(_Prepared):
         return loss
 
 
+class Tanh(torch.autograd.Function):
+    """See `heads.squashed`."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor) -> Tensor:
+        out = out.contiguous()
+        action = torch.empty_like(out)
+        library().o2o_tanh(out.data_ptr(), out.numel(), action.data_ptr())
+        ctx.save_for_backward(action)
+        return action
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (action,) = ctx.saved_tensors
+        above, gradient = grads[0].contiguous(), torch.empty_like(action)
+        library().o2o_tanh_back(action.data_ptr(), above.data_ptr(), action.numel(), gradient.data_ptr())
+        return gradient
+
+
 class PolicyValue(torch.autograd.Function):
     """See `heads.policy_value`."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from o2o_smooth.agents.heads import encode_batch, gaussian, gaussian_log_prob, gaussian_sample, join
+from o2o_smooth.agents.heads import encode_batch, gaussian, gaussian_log_prob, gaussian_sample, join, squashed
 from o2o_smooth.agents.native_heads import PerMember
 from o2o_smooth.agents.stacked import Deposit, kernels_take, make_ready, stacked_forward
 from o2o_smooth.kernels.cpu import MAX_LAYERS, StackedNet
@@ -142,7 +142,7 @@ class Actor(nn.Module):
 
     def mode(self, obs: Tensor, *, frozen: bool = False) -> Tensor:
         """Deterministic action in (-1, 1): tanh of the mean, (M, B, A)."""
-        return torch.tanh(self.output(obs, frozen=frozen)[..., : self.action_dim])
+        return squashed(self.output(obs, frozen=frozen)[..., : self.action_dim])
 
     def sample(self, obs: Tensor, noise: Tensor, *, frozen: bool = False) -> tuple[Tensor, Tensor]:
         """Reparametrised actions and their log density.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from o2o_smooth.agents.base import Agent
 from o2o_smooth.agents.config import AgentConfig, SACObjectiveConfig
-from o2o_smooth.agents.heads import soft_value, td_error, td_target
+from o2o_smooth.agents.heads import entropy_gap, soft_value, td_error, td_target
 from o2o_smooth.agents.networks import Networks
 from o2o_smooth.agents.settings import Settings
 from o2o_smooth.data.batch import Batch
@@ -90,9 +90,8 @@ class SACObjective:
 
     def temperature_loss(self, log_prob: Tensor) -> Term:
         """Dual descent on the entropy constraint (eq. 18)."""
-        gap = (-log_prob.detach() - self.target_entropy).mean(-1)  # (M,)
         alpha = self.networks.alpha
-        return Term(alpha * gap, {"temperature/alpha": alpha.detach()})
+        return Term(alpha * entropy_gap(log_prob, self.target_entropy), {"temperature/alpha": alpha.detach()})
 
     def explore(self, obs: Tensor, noise: Tensor) -> Tensor:
         """A sample of the policy."""

@@ -24,7 +24,7 @@ import torch
 
 SWITCH = "O2O_SMOOTH_KERNELS"  # 0 leaves the kernels out
 CACHE = "O2O_SMOOTH_CACHE"
-SOURCES = ("pool", "cpu", "heads", "half", "rows")
+SOURCES = ("pool", "cpu", "heads", "half", "rows", "small")
 FLAGS = (
     *("-O3", "-march=native", "-std=c11", "-fPIC", "-fopenmp"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),

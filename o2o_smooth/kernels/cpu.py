@@ -56,6 +56,7 @@ class _Slot(ctypes.Structure):
 _LOSSES = (
     *("encode", "td_error", "expectile", "advantage_weighted", "log_prob", "sample", "sample_back"),
     *("least", "td_target", "scale", "smoothed", "policy_value", "mean_square", "soft_value"),
+    *("tanh", "tanh_back", "entropy_gap"),
 )
 _HALF = ("bias_relu", "norm_relu", "last", "last_back", "last_weights", "relu_back", "norm_back", "column_sums")
 CALLS = tuple(f"o2o_{name}" for name in ("forward", "backward", "adam", *_LOSSES, *(f"half_{name}" for name in _HALF)))
@@ -99,6 +100,9 @@ def library() -> ctypes.CDLL:
     lib.o2o_policy_value.argtypes = [pointer, pointer, i64, i64, *[pointer] * 3]
     lib.o2o_mean_square.argtypes = [pointer, pointer, i64, i64, pointer, pointer]
     lib.o2o_soft_value.argtypes = [*[pointer] * 3, i64, i64, i64, *[pointer] * 4]
+    lib.o2o_tanh.argtypes = [pointer, i64, pointer]
+    lib.o2o_tanh_back.argtypes = [pointer, pointer, i64, pointer]
+    lib.o2o_entropy_gap.argtypes = [pointer, f32, i64, i64, pointer]
     lib.o2o_half_bias_relu.argtypes = [pointer, pointer, i64, i64, i64]
     lib.o2o_half_norm_relu.argtypes = [*[pointer] * 6, i64, i64, i64]
     lib.o2o_half_last.argtypes = [*[pointer] * 4, *[i64] * 6]
@@ -111,6 +115,7 @@ def library() -> ctypes.CDLL:
     lib.o2o_integers.argtypes = [pointer, u64, u64, i64, i64, i64, ctypes.c_uint32, pointer]
     lib.o2o_integers.restype = None
     lib.o2o_rows.argtypes, lib.o2o_rows.restype = [pointer, pointer, i64, i64, *[pointer] * 3], i64
+    lib.o2o_small.argtypes, lib.o2o_small.restype = [pointer], None
     for name in CALLS:
         getattr(lib, name).restype = None
     lib.o2o_init(sgemm, None if threads is None else ctypes.cast(threads, pointer))

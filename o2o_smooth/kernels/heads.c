@@ -332,6 +332,26 @@ void o2o_smoothed(const float *out, const float *noise, const float *scale, cons
             action[i] = clamp_(tanh_(out[i]) + clamp_(scale[m] * noise[i], -clip[m], clip[m]), -1.0f, 1.0f);
 }
 
+/* action = tanh(out), and back: d from the gradient of the action, `above`. */
+void o2o_tanh(const float *restrict out, int64_t count, float *restrict action) {
+    for (int64_t i = 0; i < count; i++) action[i] = tanh_(out[i]);
+}
+
+void o2o_tanh_back(const float *restrict action, const float *restrict above, int64_t count, float *restrict d) {
+    for (int64_t i = 0; i < count; i++) d[i] = above[i] * (1.0f - action[i] * action[i]);
+}
+
+/* gap (M,) = mean over rows of -log_prob (M, B), less the target. */
+void o2o_entropy_gap(const float *log_prob, float target, int64_t members, int64_t rows, float *gap) {
+    for (int64_t m = 0; m < members; m++) {
+        const float *restrict at = log_prob + m * rows;
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t r = 0; r < rows; r++) sum += at[r];
+        gap[m] = -sum / (float)rows - target;
+    }
+}
+
 /* loss (M,) = -scale mean over rows of q (M, B), scale (M,) = norm / mean |q|, or 1 where norm is absent; d is the
  * gradient of q with the scale held. */
 void o2o_policy_value(const float *q, const float *norm, int64_t members, int64_t rows, float *loss, float *scale,

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from o2o_smooth.kernels.cpu import CALLS, Workspace, library
+from o2o_smooth.kernels.small import small
 
 # The host looks at numbers, or brings its own: a repetition would not see that they have changed.
 _HOST = frozenset(("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "lift_fresh", "lift"))
@@ -122,17 +123,24 @@ class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func._schema.is_mutable:
             self._write(_Operation(_bound(func, given, named), reads, {}, reads, False, ()))
         elif name not in _EMPTY and fresh:  # a view of its input needs no repetition
-            into = _out_variant(func)
-            if into is None:
-                call: Callable[[], object] = lambda: _copy(made, func(*given, **named))  # noqa: E731
-            else:
-                overload, names = into
-                call = _bound(overload, given, {**named, **dict(zip(names, made, strict=True))})
-            self._write(_Operation(call, reads, fresh, frozenset(), name in _CONSTANT, ()))
+            for call in _calls(func, given, named, made):
+                self._write(_Operation(call, reads, fresh, frozenset(), name in _CONSTANT, ()))
         return out
 
     def _write(self, operation: _Operation) -> None:
         self.tape.operations.append(operation)
+
+
+def _calls(func: Any, args: Any, kwargs: Any, made: list[Any]) -> Sequence[Callable[[], object]]:
+    """What does an operation again, into the memory that it made."""
+    native = small(func, args, kwargs, made[0]) if len(made) == 1 else None
+    if native is not None:
+        return native
+    into = _out_variant(func)
+    if into is None:
+        return [lambda: _copy(made, func(*args, **kwargs))]
+    overload, names = into
+    return [_bound(overload, args, {**kwargs, **dict(zip(names, made, strict=True))})]
 
 
 def _bound(func: Any, args: Any, kwargs: Any) -> Callable[[], object]:

@@ -217,6 +217,11 @@ def _heads() -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
             lambda p, q: heads.soft_value(q, p, per_member.to(p)),
             [normal(m, b), normal(m, 3, b)],
         ),
+        "squashed": (lambda o, _: heads.squashed(o), [normal(m, b, a, scale=3.0), normal(m, b)]),
+        "entropy_gap": (
+            lambda p, _: heads.entropy_gap(p, -2.5) + 0 * p.sum(),
+            [normal(m, b, scale=4.0), normal(m, b)],
+        ),
         "sample_wide": (heads.gaussian_sample, [normal(1, 3, 2 * 1500), normal(1, 2, 3, 1500)]),
     }
 

@@ -15,6 +15,7 @@ from o2o_smooth.agents.iql import IQLObjective
 from o2o_smooth.agents.networks import Precision
 from o2o_smooth.data.batch import Batch
 from o2o_smooth.kernels.cpu import unavailable
+from o2o_smooth.kernels.small import Small
 from o2o_smooth.kernels.tape import Unrepeatable, record
 from o2o_smooth.smoothing.averaging import EMA
 from o2o_smooth.smoothing.objective import COMPONENTS, Mix, Mode, Term
@@ -97,6 +98,45 @@ def test_a_tape_gives_the_same_bits(
         assert torch.equal(p, q)
     moments = (agent.optimizer.state_tensors().values() for agent in (taped, plain))
     assert all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
+
+
+def small_work(x: Tensor, y: Tensor, pair: Tensor, each: Tensor) -> list[Tensor]:
+    """Operations that tapes hand to a kernel of their own, on memories in many orders."""
+    across = x.transpose(1, 2)
+    return [
+        x + y,
+        x - 2.5 * y,
+        1.0 - each,
+        each[:, None, None] * x,
+        -across,
+        across.contiguous(),
+        x[:, ::2, 1:].clone(),
+        torch.cat([x, y[..., :2]], -1),
+        torch.cat([x.sum(0), y[1]], 0),
+        x / (y.abs() + 1.0),
+        3.0 / pair,
+        pair.sum(1),
+        pair.sum(1, keepdim=True),
+        pair.sum(-1),  # of more than two: torch's own
+        each * each[0],
+        (x[None, None] * y[None, :, None]).sum((0, 1)),
+        x + torch.arange(5),  # integers: torch's own
+        torch.cat([x.double(), y.double()], 0),
+    ]
+
+
+def test_small_operations_give_the_bits_of_torch() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, y, pair, each = (torch.randn(*s, generator=g) for s in ((3, 7, 5), (3, 7, 5), (3, 2, 6), (3,)))
+    with record() as tape:
+        made = small_work(x, y, pair, each)
+    tape.prune(made)
+    assert sum(type(one.call) is Small for one in tape.operations) >= 16
+    for t in (x, y, pair, each):
+        t.normal_(generator=g)
+    tape.replay()
+    for ours, theirs in zip(made, small_work(x, y, pair, each), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_gradients_of_a_taped_step_can_be_read() -> None:
