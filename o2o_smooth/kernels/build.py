@@ -22,6 +22,8 @@ from pathlib import Path
 
 import torch
 
+from o2o_smooth.kernels import calls
+
 SWITCH = "O2O_SMOOTH_KERNELS"  # 0 leaves the kernels out
 CACHE = "O2O_SMOOTH_CACHE"
 SOURCES = ("pool", "cpu", "heads", "half", "rows", "small")
@@ -62,7 +64,9 @@ def load() -> ctypes.CDLL:
         raise BuildError(f"they are built on Linux only, this is {platform.system()}")
     _share_openmp()
     folder = resources.files("o2o_smooth.kernels")
-    source = "\n".join(folder.joinpath(f"{part}.c").read_text(encoding="utf-8") for part in SOURCES)
+    source = "\n".join(
+        [*(folder.joinpath(f"{part}.c").read_text(encoding="utf-8") for part in SOURCES), calls.source()]
+    )
     cc = compiler()
     if cc is None:
         raise BuildError("there is no C compiler; install gcc (apt install gcc, dnf install gcc, conda install gcc)")

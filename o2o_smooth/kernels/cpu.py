@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from o2o_smooth.kernels.build import BuildError, load
+from o2o_smooth.kernels.calls import declare
 
 MAX_LAYERS = 16  # as in cpu.c
 _POINTERS = ctypes.c_void_p * MAX_LAYERS
@@ -53,16 +54,6 @@ class _Slot(ctypes.Structure):
     )
 
 
-_LOSSES = (
-    *("encode", "td_error", "expectile", "advantage_weighted", "log_prob", "sample", "sample_back"),
-    *("least", "td_target", "scale", "smoothed", "policy_value", "mean_square", "soft_value"),
-    *("tanh", "tanh_back", "entropy_gap"),
-)
-_HALF = ("bias_relu", "norm_relu", "last", "last_back", "last_weights", "relu_back", "norm_back", "column_sums")
-CALLS = tuple(f"o2o_{name}" for name in ("forward", "backward", "adam", *_LOSSES, *(f"half_{name}" for name in _HALF)))
-"""Kernels that compute something; the others tell sizes."""
-
-
 @cache
 def library() -> ctypes.CDLL:
     """The kernels, built, loaded and bound to torch's matrix product.
@@ -78,46 +69,15 @@ def library() -> ctypes.CDLL:
     except (OSError, AttributeError):
         raise BuildError("this build of torch does not show its BLAS (sgemm_)") from None
     threads = getattr(blas, "MKL_Set_Num_Threads_Local", None)
-    i64, pointer, integer = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
+    i64, pointer = ctypes.c_int64, ctypes.c_void_p
     lib.o2o_init.argtypes, lib.o2o_init.restype = [pointer, pointer], None
     lib.o2o_saved.argtypes, lib.o2o_saved.restype = [pointer, i64], i64
     lib.o2o_scratch.argtypes, lib.o2o_scratch.restype = [pointer, i64], i64
-    lib.o2o_forward.argtypes = [pointer, pointer, i64, i64, i64, pointer, pointer, integer]
-    lib.o2o_backward.argtypes = [pointer, pointer, i64, i64, i64, *[pointer] * 8, integer, integer]
-    f32 = ctypes.c_float
-    lib.o2o_adam.argtypes = [pointer, i64, i64, f32, f32, f32, integer]
-    lib.o2o_encode.argtypes = [*[pointer] * 4, i64, i64, i64, i64, *[pointer] * 4, f32, pointer, pointer]
-    lib.o2o_td_error.argtypes = [pointer, pointer, i64, i64, i64, pointer, pointer]
-    lib.o2o_expectile.argtypes = [pointer, pointer, pointer, i64, i64, pointer, pointer]
-    lib.o2o_advantage_weighted.argtypes = [pointer, pointer, pointer, i64, i64, pointer, pointer]
-    lib.o2o_log_prob.argtypes = [pointer, pointer, pointer, i64, i64, i64, pointer, pointer, integer]
-    lib.o2o_sample.argtypes = [pointer, pointer, i64, i64, i64, i64, pointer, pointer, integer]
-    lib.o2o_sample_back.argtypes = [*[pointer] * 5, i64, i64, i64, i64, pointer, integer]
-    lib.o2o_least.argtypes = [pointer, i64, i64, i64, pointer]
-    lib.o2o_td_target.argtypes = [*[pointer] * 5, i64, i64, i64, pointer]
-    lib.o2o_scale.argtypes = [pointer, pointer, i64, i64, pointer]
-    lib.o2o_smoothed.argtypes = [*[pointer] * 4, i64, i64, pointer]
-    lib.o2o_policy_value.argtypes = [pointer, pointer, i64, i64, *[pointer] * 3]
-    lib.o2o_mean_square.argtypes = [pointer, pointer, i64, i64, pointer, pointer]
-    lib.o2o_soft_value.argtypes = [*[pointer] * 3, i64, i64, i64, *[pointer] * 4]
-    lib.o2o_tanh.argtypes = [pointer, i64, pointer]
-    lib.o2o_tanh_back.argtypes = [pointer, pointer, i64, pointer]
-    lib.o2o_entropy_gap.argtypes = [pointer, f32, i64, i64, pointer]
-    lib.o2o_half_bias_relu.argtypes = [pointer, pointer, i64, i64, i64]
-    lib.o2o_half_norm_relu.argtypes = [*[pointer] * 6, i64, i64, i64]
-    lib.o2o_half_last.argtypes = [*[pointer] * 4, *[i64] * 6]
-    lib.o2o_half_last_back.argtypes = [*[pointer] * 4, *[i64] * 6]
-    lib.o2o_half_last_weights.argtypes = [*[pointer] * 4, *[i64] * 4]
-    lib.o2o_half_relu_back.argtypes = [pointer, pointer, i64]
-    lib.o2o_half_norm_back.argtypes = [*[pointer] * 6, *[i64] * 5]
-    lib.o2o_half_column_sums.argtypes = [pointer, pointer, i64, i64, i64]
     u64 = ctypes.c_uint64
     lib.o2o_integers.argtypes = [pointer, u64, u64, i64, i64, i64, ctypes.c_uint32, pointer]
     lib.o2o_integers.restype = None
     lib.o2o_rows.argtypes, lib.o2o_rows.restype = [pointer, pointer, i64, i64, *[pointer] * 3], i64
-    lib.o2o_small.argtypes, lib.o2o_small.restype = [pointer], None
-    for name in CALLS:
-        getattr(lib, name).restype = None
+    declare(lib)
     lib.o2o_init(sgemm, None if threads is None else ctypes.cast(threads, pointer))
     return lib
 

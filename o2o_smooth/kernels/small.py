@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from o2o_smooth.kernels.cpu import library
+from o2o_smooth.kernels.calls import Call
 
 MOST = 1 << 16  # numbers; torch is as good at larger ones
 _AXES = 4
@@ -38,8 +38,8 @@ class _Small(ctypes.Structure):
     )
 
 
-class Small:
-    """A call of the kernel.
+def _small(operation: int, a: Tensor, b: Tensor | None, out: Tensor) -> Call:
+    """One call.
 
     Args:
         operation: Its number in small.c.
@@ -47,20 +47,13 @@ class Small:
         b: Second one, where it takes two.
         out: Takes the result; memory of its own.
     """
-
-    def __init__(self, operation: int, a: Tensor, b: Tensor | None, out: Tensor) -> None:
-        self._tensors = a, b, out  # the memory must live as long as the call
-        other = a if b is None else b
-        n, by = _axes(out.shape, [t.expand(out.shape).stride() for t in (a, other, out)])
-        self._at = _Small(a.data_ptr(), None if b is None else b.data_ptr(), out.data_ptr(), operation, n, *by)
-        self._call, self._pointer = library().o2o_small, ctypes.addressof(self._at)
-
-    def __call__(self) -> None:
-        """Do it."""
-        self._call(self._pointer)
+    other = a if b is None else b
+    n, by = _axes(out.shape, [t.expand(out.shape).stride() for t in (a, other, out)])
+    at = _Small(a.data_ptr(), None if b is None else b.data_ptr(), out.data_ptr(), operation, n, *by)
+    return Call("small", (at,), kept=(a, b, out))
 
 
-def small(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> list[Small] | None:
+def small(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> list[Call] | None:
     """An operation as calls of the kernel; None where it is not one of theirs.
 
     Args:
@@ -77,7 +70,7 @@ def small(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -
     if name == "sum" and func._overloadname == "dim_IntList":
         return _sum(*args, out=out)
     if name in _ALONE and len(args) == 1 and _takes(args[0]):
-        return [Small(_ALONE[name], args[0], None, out)]
+        return [_small(_ALONE[name], args[0], None, out)]
     if name == "rsub" and len(args) == 2:
         name, args = "sub", args[::-1]
     if name not in _PAIRS or len(args) != 2 or func._overloadname not in ("Tensor", "Scalar"):
@@ -85,7 +78,7 @@ def small(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -
     operands = [_operand(x) for x in args]
     if any(x is None for x in operands):
         return None
-    return [Small(_PAIRS[name], operands[0], operands[1], out)]  # type: ignore[arg-type]
+    return [_small(_PAIRS[name], operands[0], operands[1], out)]  # type: ignore[arg-type]
 
 
 def _operand(x: object) -> Tensor | None:
@@ -98,19 +91,19 @@ def _takes(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu" and 0 < x.numel() <= MOST
 
 
-def _cat(tensors: Sequence[Tensor], dim: int = 0, *, out: Tensor) -> list[Small] | None:
+def _cat(tensors: Sequence[Tensor], dim: int = 0, *, out: Tensor) -> list[Call] | None:
     if not all(_takes(t) and t.dim() == out.dim() for t in tensors):
         return None
     ends = list(accumulate(t.shape[dim] for t in tensors))
     parts = [out.narrow(dim, end - t.shape[dim], t.shape[dim]) for t, end in zip(tensors, ends, strict=True)]
-    return [Small(_COPY, t, None, part) for t, part in zip(tensors, parts, strict=True)]
+    return [_small(_COPY, t, None, part) for t, part in zip(tensors, parts, strict=True)]
 
 
-def _sum(x: Tensor, dims: Sequence[int], keepdim: bool = False, *, out: Tensor) -> list[Small] | None:
+def _sum(x: Tensor, dims: Sequence[int], keepdim: bool = False, *, out: Tensor) -> list[Call] | None:
     if len(dims) != 1 or x.shape[dims[0]] != 2 or not _takes(x):  # of more than two, torch's order would matter
         return None
     first, second = x.unbind(dims[0])
-    return [Small(_ADD, first, second, out.squeeze(dims[0]) if keepdim else out)]
+    return [_small(_ADD, first, second, out.squeeze(dims[0]) if keepdim else out)]
 
 
 def _axes(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[Any, list[Any]]:

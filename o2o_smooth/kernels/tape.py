@@ -14,13 +14,15 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, NamedTuple
+from itertools import groupby
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from o2o_smooth.kernels.cpu import CALLS, Workspace, library
+from o2o_smooth.kernels.calls import SIGNATURES, Call, Joined
+from o2o_smooth.kernels.cpu import Workspace, library
 from o2o_smooth.kernels.small import small
 
 # The host looks at numbers, or brings its own: a repetition would not see that they have changed.
@@ -38,7 +40,7 @@ class Unrepeatable(Exception):
 
 
 class _Operation(NamedTuple):
-    call: Callable[[], object]
+    call: Callable[[], object] | Call
     reads: frozenset[int]  # addresses of the memory that tensor operations read
     makes: Mapping[int, int]  # fresh memory that it fills, address -> bytes, where that is all that it does
     writes: frozenset[int]  # memory that was there before
@@ -81,9 +83,18 @@ class Tape:
     def replay(self) -> None:
         """Do it all again."""
         if self._calls is None:
-            self._calls = [one.call for one in self.operations]
+            self._calls = list(_merged([one.call for one in self.operations]))
         for call in self._calls:
             call()
+
+
+def _merged(calls: Sequence[Callable[[], object] | Call]) -> Iterator[Callable[[], object]]:
+    """Kernels that follow each other are done by one call."""
+    for native, group in groupby(calls, lambda call: isinstance(call, Call)):
+        if native:
+            yield Joined(library(), cast("list[Call]", list(group)))
+        else:
+            yield from cast("Iterator[Callable[[], object]]", group)
 
 
 @contextmanager
@@ -131,7 +142,7 @@ class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.tape.operations.append(operation)
 
 
-def _calls(func: Any, args: Any, kwargs: Any, made: list[Any]) -> Sequence[Callable[[], object]]:
+def _calls(func: Any, args: Any, kwargs: Any, made: list[Any]) -> Sequence[Callable[[], object] | Call]:
     """What does an operation again, into the memory that it made."""
     native = small(func, args, kwargs, made[0]) if len(made) == 1 else None
     if native is not None:
@@ -190,21 +201,21 @@ def _out_variant(func: Any) -> tuple[Any, tuple[str, ...]] | None:
 def _native_calls(tape: Tape) -> Iterator[None]:
     """The kernels' calls of this thread; their arguments are addresses, whose memory is kept by others."""
     lib, own = library(), threading.get_ident()
-    originals = {name: getattr(lib, name) for name in CALLS}
+    originals = {name: getattr(lib, f"o2o_{name}") for name in SIGNATURES}
 
-    def writing(call: Any) -> Callable[..., None]:
+    def writing(name: str, call: Any) -> Callable[..., None]:
         def written(*args: Any) -> None:
             call(*args)
             if threading.get_ident() == own:
                 addresses = tuple([a for a in args if isinstance(a, int)])
-                tape.operations.append(_Operation(lambda: call(*args), frozenset(), {}, frozenset(), False, addresses))
+                tape.operations.append(_Operation(Call(name, args), frozenset(), {}, frozenset(), False, addresses))
 
         return written
 
     for name, call in originals.items():
-        setattr(lib, name, writing(call))
+        setattr(lib, f"o2o_{name}", writing(name, call))
     try:
         yield
     finally:
         for name, call in originals.items():
-            setattr(lib, name, call)
+            setattr(lib, f"o2o_{name}", call)
