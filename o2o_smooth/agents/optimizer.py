@@ -56,14 +56,15 @@ class MemberAdam:
             name: [torch.zeros((), dtype=torch.float32, device=p.device) for p in ps]
             for name, ps in self.components.items()
         }
-        self._parameters = [p for ps in self.components.values() for p in ps]
+        self.parameters = [p for ps in self.components.values() for p in ps]
+        """Of all components, one after the other."""
         self._scales = {name: np.zeros((3, m), np.float32) for name, m in self.members.items()}
         self._slots: AdamSlots | None = None
         self.on_device = DeviceAdam(self)
 
     def zero_grad(self) -> None:
         """Forget all gradients; a parameter without one is not stepped."""
-        for parameter in self._parameters:
+        for parameter in self.parameters:
             parameter.grad = None
 
     @torch.no_grad()
@@ -88,7 +89,7 @@ class MemberAdam:
             self.steps[name] = self.steps[name] + mask
 
     def _native(self) -> bool:
-        p = self._parameters[0]
+        p = self.parameters[0]
         return p.dtype is torch.float32 and p.device.type == "cpu" and unavailable() is None
 
     def _step_native(self, active: Mapping[str, Mask], moving: Mask | None, tau: Rates) -> None:
@@ -106,14 +107,14 @@ class MemberAdam:
                 np.copyto(scale[0], np.where(mask, self.learning_rates[name] / (1 - BETA1**steps), -1.0))
                 np.copyto(scale[1], np.sqrt(1 - BETA2**steps))
             scale[2] = follow if name in self.targets else -1.0
-        at = tuple([p.data_ptr() for p in self._parameters])
+        at = tuple([p.data_ptr() for p in self.parameters])
         if self._slots is None or self._slots.at != at:
             self._slots = self._make_slots()
         # A component that stays needs no gradients, but its slot may still have a target to move.
         gradients = [p.grad if name in active else None for name, ps in self.components.items() for p in ps]
         self._slots.step(gradients, (BETA1, BETA2), EPS)
         # The kernels write past autograd's eyes; a graph that still needs the old values must find out.
-        torch.autograd.graph.increment_version(self._parameters)
+        torch.autograd.graph.increment_version(self.parameters)
 
     def _make_slots(self) -> AdamSlots:
         flat = {
@@ -125,7 +126,7 @@ class MemberAdam:
             own: list[Tensor | None] = list(self.targets.get(name, []))
             targets += own + [None] * (len(ps) - len(own))
         scales = [self._scales[name] for name, ps in self.components.items() for _ in ps]
-        return AdamSlots(self._parameters, flat["1"], flat["2"], targets, scales)
+        return AdamSlots(self.parameters, flat["1"], flat["2"], targets, scales)
 
     def _step_device(self, active: Mapping[str, Mask], moving: Mask | None, tau: Rates) -> None:
         device = self.on_device

@@ -7,7 +7,9 @@ masks are the optimiser's, which is called as ever.
 
 from __future__ import annotations
 
+import ctypes
 import weakref
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -29,6 +31,8 @@ from o2o_smooth.smoothing.objective import Mix
 if TYPE_CHECKING:
     from o2o_smooth.agents.base import Agent
 
+NOISE_AHEAD = 16  # updates whose noise is drawn at once
+NOISE_BYTES = 1 << 17  # of it at most
 MOST = 12  # steps kept; a step's intermediate results stay in memory with it
 SEEN_BEFORE = 1  # times that a step is done in the ordinary way, which also makes what it keeps
 
@@ -56,8 +60,10 @@ class Tapes:
         self._able = False
         self._addresses: tuple[int, ...] = ()
         self._parameters: list[Tensor] = []
+        self._learning: Sequence[Tensor] = ()  # those that are stepped
         self._nets: list[MLP] = []
         self._views: list[tuple[int, ...]] = []  # where the kernels' view of each net points
+        self._noise = _Noise()
 
     def update(self, plan: Plan, source: Batch | Drawn, target: Batch | Drawn, mix: Mix) -> Readings | None:
         """Put the step's gradients into the parameters' `.grad`; returns its metrics.
@@ -83,10 +89,10 @@ class Tapes:
             seen = self._seen[key] = self._seen.get(key, 0) + 1
             if seen != SEEN_BEFORE + 1:  # not yet; or no longer, since it could not be recorded
                 return None
-            step = _Step(agent, plan, source, target)
+            step = _Step(agent, plan, source, target, self._noise)
             step.write(source, target, mix)
             try:
-                step.record(self._parameters)
+                step.record(self._learning)
             except Unrepeatable:
                 return None
             while len(self._steps) >= MOST:
@@ -95,7 +101,7 @@ class Tapes:
             self._steps[key] = step
             return step.readings()
         step.write(source, target, mix)
-        step.replay(self._parameters)
+        step.replay(self._learning)
         return step.readings()
 
     def count(self) -> int:
@@ -105,10 +111,11 @@ class Tapes:
     def _bind(self) -> bool:
         """Begin anew where something that tapes hold is another one; says whether the agent's steps can be taped."""
         agent = self._agent
-        now = (agent.networks, agent.offline, agent.online, agent.settings, agent.draws)
+        now = (agent.networks, agent.offline, agent.online, agent.settings, agent.draws, agent.optimizer)
         if not (len(self._bound) == len(now) and all(a is b for a, b in zip(now, self._bound, strict=True))):
-            self._bound, self._addresses = now, ()
+            self._bound, self._addresses, self._noise = now, (), _Noise()
             self._parameters = list(agent.networks.parameters())
+            self._learning = agent.optimizer.parameters
             self._nets = [net for net in agent.networks.modules() if isinstance(net, MLP)]
             # Only for objectives that say so themselves: one derived from them may do what a tape does not see.
             own = all(type(one).__dict__.get("repeatable", False) for one in (agent.offline, agent.online))
@@ -135,11 +142,37 @@ def _shape(rows: Batch | Drawn) -> tuple[int, ...]:
     return rows.shape if isinstance(rows, Drawn) else rows.obs.shape
 
 
+class _Noise:
+    """Noise of updates that follow each other, drawn for several at once.
+
+    Between two updates all that a draw needs leaves the caches, and a draw is a function of its step alone.
+    """
+
+    def __init__(self) -> None:
+        self._drawn: dict[object, tuple[int, int, Tensor]] = {}  # draw -> first step, address of (steps, M, ...)
+
+    def write(self, draw: Callable[..., Tensor], name: str, step: int, out: Tensor) -> None:
+        """Put the draw of a step into `out`, (M, ...)."""
+        size = out.numel() * out.element_size()
+        count = min(NOISE_AHEAD, NOISE_BYTES // size)
+        if count < 2:
+            draw(name, step, out.shape[1:], out=out)
+            return
+        key = draw.__name__, name, out.shape
+        first, at, _ = self._drawn.get(key, (step + 1, 0, out))
+        if not first <= step < first + count:
+            numbers = out.new_empty((count, *out.shape))
+            for k, part in enumerate(numbers):
+                draw(name, step + k, out.shape[1:], out=part)
+            first, at, _ = self._drawn[key] = step, numbers.data_ptr(), numbers
+        ctypes.memmove(out.data_ptr(), at + (step - first) * size, size)
+
+
 class _Step:
     """One step on a tape."""
 
-    def __init__(self, agent: Agent, plan: Plan, source: Batch | Drawn, target: Batch | Drawn) -> None:
-        self.agent, self.plan = agent, plan
+    def __init__(self, agent: Agent, plan: Plan, source: Batch | Drawn, target: Batch | Drawn, ahead: _Noise) -> None:
+        self.agent, self.plan, self.ahead = agent, plan, ahead
         self.source = _Rows(agent, _shape(source)[1])
         self.target = self.source if target is source else _Rows(agent, _shape(target)[1])
         rows = self.source.batch.action.shape[1:]
@@ -161,11 +194,11 @@ class _Step:
         if self.target is not self.source:
             self.target.write(target)
         for draw, name, out in self.draws:
-            draw(name, self.agent.updates, out.shape[1:], out=out)
+            self.ahead.write(draw, name, self.agent.updates, out)
         for name, tensor in self.weights.items():
             tensor.copy_(torch.from_numpy(mix.weights[name]))
 
-    def record(self, parameters: list[Tensor]) -> None:
+    def record(self, parameters: Sequence[Tensor]) -> None:
         """Do the step and write it down.
 
         Raises:
@@ -181,7 +214,7 @@ class _Step:
         self.gradients = [p.grad for p in parameters]
         self.tape.prune([*self.raw.values(), *(g for g in self.gradients if g is not None)])
 
-    def replay(self, parameters: list[Tensor]) -> None:
+    def replay(self, parameters: Sequence[Tensor]) -> None:
         """Do it again."""
         self.tape.replay()
         for parameter, gradient in zip(parameters, self.gradients, strict=True):

@@ -76,7 +76,7 @@ def library() -> ctypes.CDLL:
     u64 = ctypes.c_uint64
     lib.o2o_integers.argtypes = [pointer, u64, u64, i64, i64, i64, ctypes.c_uint32, pointer]
     lib.o2o_integers.restype = None
-    lib.o2o_rows.argtypes, lib.o2o_rows.restype = [pointer, pointer, i64, i64, *[pointer] * 3], i64
+    lib.o2o_rows.argtypes, lib.o2o_rows.restype = [pointer, pointer, i64, i64, *[pointer] * 3, ctypes.c_int], i64
     declare(lib)
     lib.o2o_init(sgemm, None if threads is None else ctypes.cast(threads, pointer))
     return lib

@@ -88,38 +88,64 @@ static const float *find(const Rows *from, int64_t at, int64_t member) {
     return from->rows + (at + member * from->ring) * (2 * from->obs_dim + from->dim + 4);
 }
 
-/* Returns the first place in `index` that is no row number, -1 where all are.
- * index (members, count): row numbers -> obs and action side by side (M, B, O + A), next_obs (M, B, O), encoded as
- * o2o_encode does, and reward, terminated, truncated, mc_return (M, B) each, one after the other. */
-int64_t o2o_rows(const Rows *from, const int64_t *index, int64_t members, int64_t count, float *joined, float *following,
-              float *rest) {
-    int64_t obs_dim = from->obs_dim, dim = from->dim, width = 2 * obs_dim + dim + 4, all = members * count;
+typedef struct {
+    const Rows *from;
+    const int64_t *index;
+    int64_t count, all, share; /* rows of a member, of all members, and of a task */
+    float *joined, *following, *rest;
+    _Atomic int64_t bad; /* the first place in `index` that is no row number; all where there is none */
+} Gather;
+
+static void gather_task(void *argument, int64_t t) {
+    Gather *g = argument;
+    const Rows *from = g->from;
+    int64_t obs_dim = from->obs_dim, dim = from->dim, width = 2 * obs_dim + dim + 4, all = g->all;
+    int64_t first = t * g->share, end = first + g->share < all ? first + g->share : all;
     const float *coming[AHEAD];
     const float *mean = from->mean, *std = from->std, *center = from->center, *half = from->half;
     float limit = from->limit;
-    for (int64_t k = 0; k < all + AHEAD; k++) {
+    for (int64_t k = first; k < end + AHEAD; k++) {
         int64_t i = k - AHEAD; /* the one to encode; number k is looked up */
         const float *restrict x = coming[k % AHEAD];
-        if (k < all) {
-            const float *row = find(from, index[k], k / count);
-            if (!row) return k;
+        if (k < end) {
+            const float *row = find(from, g->index[k], k / g->count);
+            if (!row) {
+                int64_t bad = g->bad;
+                while (k < bad && !atomic_compare_exchange_weak(&g->bad, &bad, k)) {}
+                return;
+            }
             for (int64_t j = 0; j < width; j += 16) __builtin_prefetch(row + j);
             coming[k % AHEAD] = row;
         }
-        if (i < 0) continue;
+        if (i < first) continue;
         const float *restrict y = x + obs_dim, *restrict a = y + obs_dim;
-        float *restrict to = joined + i * (obs_dim + dim), *restrict next = following + i * obs_dim;
+        float *restrict to = g->joined + i * (obs_dim + dim), *restrict next = g->following + i * obs_dim;
         for (int64_t j = 0; j < obs_dim; j++) {
             to[j] = (x[j] - mean[j]) / std[j];
             next[j] = (y[j] - mean[j]) / std[j];
         }
         for (int64_t j = 0; j < dim; j++) to[obs_dim + j] = clamp_((a[j] - center[j]) / half[j], -limit, limit);
-        for (int64_t j = 0; j < 4; j++) rest[j * all + i] = a[dim + j];
+        for (int64_t j = 0; j < 4; j++) g->rest[j * all + i] = a[dim + j];
     }
     if (from->mapped)
-        for (int64_t i = 0; i < all; i++) {
-            volatile float product = rest[i] * from->reward_scale; /* rounded, as torch does, and not fused */
-            rest[i] = product + from->reward_shift;
+        for (int64_t i = first; i < end; i++) {
+            volatile float product = g->rest[i] * from->reward_scale; /* rounded, as torch does, and not fused */
+            g->rest[i] = product + from->reward_shift;
         }
-    return -1;
+}
+
+#define TOGETHER 64 /* rows that are worth a thread's waking */
+
+/* Returns the first place in `index` that is no row number, -1 where all are.
+ * index (members, count): row numbers -> obs and action side by side (M, B, O + A), next_obs (M, B, O), encoded as
+ * o2o_encode does, and reward, terminated, truncated, mc_return (M, B) each, one after the other. */
+int64_t o2o_rows(const Rows *from, const int64_t *index, int64_t members, int64_t count, float *joined, float *following,
+              float *rest, int threads) {
+    int64_t all = members * count, tasks = all / TOGETHER < threads ? all / TOGETHER : threads;
+    if (tasks < 1) tasks = 1;
+    Gather g = {.from = from, .index = index, .count = count, .all = all, .share = (all + tasks - 1) / tasks,
+                .joined = joined, .following = following, .rest = rest};
+    g.bad = all;
+    share(threads, tasks, gather_task, &g);
+    return g.bad < all ? g.bad : -1;
 }

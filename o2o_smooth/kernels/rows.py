@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from o2o_smooth.kernels.cpu import library
+from o2o_smooth.kernels.cpu import library, threads
 
 HIGHEST = 2**28 - 1  # from here on torch's generator makes one number of two
 
@@ -103,7 +103,7 @@ class Encoder:
         if packed is not self._packed:
             self._point(packed)
         self._from.size = size
-        bad = self._call(self._at, index.data_ptr(), members, count, *self._out)
+        bad = self._call(self._at, index.data_ptr(), members, count, *self._out, threads())
         if bad >= 0:
             raise IndexError(f"row number {index.flatten()[bad].item()} is not among the {size:,} rows there are")
 
