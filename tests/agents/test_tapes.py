@@ -14,6 +14,7 @@ from o2o_smooth.agents import AGENTS, Agent
 from o2o_smooth.agents.iql import IQLObjective
 from o2o_smooth.agents.networks import Precision
 from o2o_smooth.data.batch import Batch
+from o2o_smooth.draws import Draws
 from o2o_smooth.kernels.calls import Call
 from o2o_smooth.kernels.cpu import unavailable
 from o2o_smooth.kernels.tape import Unrepeatable, record
@@ -137,6 +138,30 @@ def test_small_operations_give_the_bits_of_torch() -> None:
     tape.replay()
     for ours, theirs in zip(made, small_work(x, y, pair, each), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_noise_that_is_drawn_ahead_is_that_of_its_step(members: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where steps are left out or come again, as after a rollback; drawn seldom, but in time."""
+    plain, taped = (make_agent("sac", replay=on, members=members) for on in (False, True))
+    drawn: list[tuple[str, int]] = []
+    normal = Draws.normal
+
+    def noted(draws: Draws, name: str, step: int, *args: object, **kwargs: object) -> Tensor:
+        if draws is taped.draws:
+            drawn.append((name, step))
+        return normal(draws, name, step, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Draws, "normal", noted)
+    course = [*range(20), 3, 4, 50, 51, 1000, 52, 7]
+    for batch, step in enumerate(course):
+        for agent in (plain, taped):
+            agent.updates = step
+            agent.update(make_batch(batch, members))
+    for p, q in zip(taped.networks.parameters(), plain.networks.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert len({draw for draw in drawn if draw[1] in range(2, 18)}) == 32  # two names
+    assert [step for name, step in drawn if name == "next"].count(12) == 3  # on the way, and after two jumps back
 
 
 def test_gradients_of_a_taped_step_can_be_read() -> None:

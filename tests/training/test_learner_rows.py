@@ -15,7 +15,7 @@ from o2o_smooth.data.normalize import RewardMap
 from o2o_smooth.draws import CounterDraws, Draws
 from o2o_smooth.errors import DataError
 from o2o_smooth.kernels.cpu import unavailable
-from o2o_smooth.kernels.rows import HIGHEST
+from o2o_smooth.kernels.rows import HIGHEST, Encoder
 from o2o_smooth.smoothing.objective import Mix
 from o2o_smooth.training import learner as learner_module
 from o2o_smooth.training.learner import Learner
@@ -76,6 +76,34 @@ def test_encoded_rows_are_those_of_the_gathered_batch(members: int) -> None:
             assert {k: v.tolist() for k, v in ours.items()} == {k: v.tolist() for k, v in theirs.items()}
         assert drawn._tapes.count() > 0
         assert torch.equal(parameters(drawn), parameters(gathered))
+
+
+@needs_kernels
+@pytest.mark.parametrize("count", [1, 64, 193])
+def test_threads_gather_the_same_rows_and_find_the_first_that_is_none(count: int) -> None:
+    members, before = 3, torch.get_num_threads()
+    buffer = offline(members)
+    scales = (torch.zeros(OBS), torch.full((OBS,), 1.7), torch.full((ACTION,), 0.5), torch.ones(ACTION))
+    index = torch.randint(0, len(buffer), (members, count), generator=torch.Generator().manual_seed(0))
+    made = []
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            memory = [torch.full((members, count, OBS + ACTION), torch.nan)]
+            memory += [torch.full((members, count, OBS), torch.nan), torch.full((4, members, count), torch.nan)]
+            encode = Encoder(scales, 0.9, *memory)
+            encode(buffer.packed, len(buffer), index)
+            made.append([x.clone() for x in memory])
+            wrong = index.clone()
+            wrong[2, count // 2] = wrong[1, count // 3] = 10**6
+            wrong[2, 0] = -5
+            with pytest.raises(IndexError, match="row number 1000000 is not among"):
+                encode(buffer.packed, len(buffer), wrong)
+    finally:
+        torch.set_num_threads(before)
+    for one, several in zip(*made, strict=True):
+        assert not one.isnan().any()
+        assert torch.equal(one, several)
 
 
 @needs_kernels
