@@ -349,8 +349,9 @@ class Agent:
         try:
             losses, info = self._loss_function(plan)(source, target, noise, weights)
             self.optimizer.zero_grad()
-            # A sum and not gradients of one: with those torch imports sympy, which takes most of a second.
-            torch.cat(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+            if losses:  # what is not frozen may not be due
+                # A sum and not gradients of one: with those torch imports sympy, which takes most of a second.
+                torch.cat(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         finally:
             self.networks.set_depositing(False)
         return {**info, **{f"{name}/loss": loss.detach() for name, loss in losses.items()}}
@@ -410,17 +411,20 @@ class Agent:
     def _as_rows(self, batch: Batch | Drawn | Mapping[str, object]) -> Batch | Drawn:
         if not isinstance(batch, Drawn):
             return self._as_batch(batch)
-        members, _, obs_dim = batch.shape
-        self._check_sizes(members, obs_dim, batch.packed.action_dim)
+        members, rows, obs_dim = batch.shape
+        self._check_sizes(members, rows, obs_dim, batch.packed.action_dim)
         return batch
 
     def _as_batch(self, batch: Batch | Mapping[str, object]) -> Batch:
         if not isinstance(batch, Batch):
             batch = as_batch(batch, members=self.members, device=self.device, dtype=self.dtype)
-        self._check_sizes(len(batch.obs), batch.obs.shape[-1], batch.action.shape[-1])
+        members, rows, obs_dim = batch.obs.shape
+        self._check_sizes(members, rows, obs_dim, batch.action.shape[-1])
         return batch
 
-    def _check_sizes(self, members: int, obs_dim: int, action_dim: int) -> None:
+    def _check_sizes(self, members: int, rows: int, obs_dim: int, action_dim: int) -> None:
+        if not rows:
+            raise DataError("the batch has no rows")
         if obs_dim != self.obs_dim or action_dim != self.action_dim:
             raise DataError(
                 f"the batch has observations of {obs_dim} and actions of {action_dim} features, the agent was built "

@@ -177,13 +177,14 @@ def squashed(out: Tensor) -> Tensor:
     return apply(Tanh, out) if native(out) else torch.tanh(out)
 
 
-def entropy_gap(log_prob: Tensor, target: float) -> Tensor:
+def entropy_gap(log_prob: Tensor, target: PerMember) -> Tensor:
     """By how much the entropy of samples exceeds a target, a mean over rows without gradient: (M, B) -> (M,)."""
     log_prob = log_prob.detach()
     if not native(log_prob):
         return (-log_prob - target).mean(-1)
     log_prob, gap = log_prob.contiguous(), log_prob.new_empty(len(log_prob))
-    library().o2o_entropy_gap(log_prob.data_ptr(), target, *log_prob.shape, gap.data_ptr())
+    targets = per_member(target, len(log_prob))
+    library().o2o_entropy_gap(log_prob.data_ptr(), targets.data_ptr(), *log_prob.shape, gap.data_ptr())
     return gap
 
 

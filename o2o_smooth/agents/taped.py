@@ -142,6 +142,15 @@ def _shape(rows: Batch | Drawn) -> tuple[int, ...]:
     return rows.shape if isinstance(rows, Drawn) else rows.obs.shape
 
 
+class _Ahead(NamedTuple):
+    """Numbers of a draw for steps that follow each other."""
+
+    first: int
+    stop: int
+    address: int
+    numbers: Tensor  # (stop - first, M, ...)
+
+
 class _Noise:
     """Noise of updates that follow each other, drawn for several at once.
 
@@ -149,23 +158,26 @@ class _Noise:
     """
 
     def __init__(self) -> None:
-        self._drawn: dict[object, tuple[int, int, Tensor]] = {}  # draw -> first step, address of (steps, M, ...)
+        self._drawn: dict[object, _Ahead] = {}
 
-    def write(self, draw: Callable[..., Tensor], name: str, step: int, out: Tensor) -> None:
+    def write(self, draws: Draws, kind: str, name: str, step: int, out: Tensor) -> None:
         """Put the draw of a step into `out`, (M, ...)."""
-        size = out.numel() * out.element_size()
-        count = min(NOISE_AHEAD, NOISE_BYTES // size)
-        if count < 2:
-            draw(name, step, out.shape[1:], out=out)
-            return
-        key = draw.__name__, name, out.shape
-        first, at, _ = self._drawn.get(key, (step + 1, 0, out))
-        if not first <= step < first + count:
-            numbers = out.new_empty((count, *out.shape))
-            for k, part in enumerate(numbers):
-                draw(name, step + k, out.shape[1:], out=part)
-            first, at, _ = self._drawn[key] = step, numbers.data_ptr(), numbers
-        ctypes.memmove(out.data_ptr(), at + (step - first) * size, size)
+        key, size = (draws.seeds, kind, name, out.shape), out.numel() * out.element_size()
+        ahead = self._drawn.get(key)
+        if ahead is None or not ahead.first <= step < ahead.stop:
+            # Many only where the last ones were used up: other steps that come between have draws of their own.
+            count = min(NOISE_AHEAD, NOISE_BYTES // size) if ahead is not None and step == ahead.stop else 1
+            ahead = self._drawn[key] = self._draw(getattr(draws, kind), name, step, max(1, count), out)
+            if len(self._drawn) > MOST:
+                del self._drawn[next(iter(self._drawn))]
+        ctypes.memmove(out.data_ptr(), ahead.address + (step - ahead.first) * size, size)
+
+    @staticmethod
+    def _draw(draw: Callable[..., Tensor], name: str, step: int, count: int, out: Tensor) -> _Ahead:
+        numbers = out.new_empty((count, *out.shape))
+        for k, part in enumerate(numbers):
+            draw(name, step + k, out.shape[1:], out=part)
+        return _Ahead(step, step + count, numbers.data_ptr(), numbers)
 
 
 class _Step:
@@ -178,8 +190,8 @@ class _Step:
         rows = self.source.batch.action.shape[1:]
         normal, uniform = agent.plans.noise(plan)
         self.noise = {name: torch.empty((agent.members, n, *rows)) for name, n in (normal | uniform).items()}
-        self.draws = [(agent.draws.normal, name, self.noise[name]) for name in normal]
-        self.draws += [(agent.draws.uniform, name, self.noise[name]) for name in uniform]
+        self.draws = [("normal", name, self.noise[name]) for name in normal]
+        self.draws += [("uniform", name, self.noise[name]) for name in uniform]
         self.weights = {name: torch.empty(agent.members) for name, kind in plan.kinds if kind == "mixed"}
         self.tape = Tape()
         self.raw: dict[str, Tensor] = {}
@@ -193,8 +205,8 @@ class _Step:
         self.source.write(source)
         if self.target is not self.source:
             self.target.write(target)
-        for draw, name, out in self.draws:
-            self.ahead.write(draw, name, self.agent.updates, out)
+        for kind, name, out in self.draws:
+            self.ahead.write(self.agent.draws, kind, name, self.agent.updates, out)
         for name, tensor in self.weights.items():
             tensor.copy_(torch.from_numpy(mix.weights[name]))
 

@@ -26,7 +26,7 @@ SIGNATURES: Mapping[str, str] = {
     "soft_value": "pppiiipppp",
     "tanh": "pip",
     "tanh_back": "ppip",
-    "entropy_gap": "pfiip",
+    "entropy_gap": "ppiip",
     "half_bias_relu": "ppiii",
     "half_norm_relu": "ppppppiii",
     "half_last": "ppppiiiiii",

@@ -341,14 +341,14 @@ void o2o_tanh_back(const float *restrict action, const float *restrict above, in
     for (int64_t i = 0; i < count; i++) d[i] = above[i] * (1.0f - action[i] * action[i]);
 }
 
-/* gap (M,) = mean over rows of -log_prob (M, B), less the target. */
-void o2o_entropy_gap(const float *log_prob, float target, int64_t members, int64_t rows, float *gap) {
+/* gap (M,) = mean over rows of -log_prob (M, B), less its target (M,). */
+void o2o_entropy_gap(const float *log_prob, const float *target, int64_t members, int64_t rows, float *gap) {
     for (int64_t m = 0; m < members; m++) {
         const float *restrict at = log_prob + m * rows;
         float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
         for (int64_t r = 0; r < rows; r++) sum += at[r];
-        gap[m] = -sum / (float)rows - target;
+        gap[m] = -sum / (float)rows - target[m];
     }
 }
 

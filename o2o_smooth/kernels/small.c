@@ -4,7 +4,7 @@
  */
 #include <stdint.h>
 
-enum { COPY, NEGATE, ADD, SUBTRACT, MULTIPLY, DIVIDE };
+enum { COPY, NEGATE, ADD, SUBTRACT, MULTIPLY, DIVIDE, SUM };
 
 typedef struct {
     const float *a, *b; /* b: null where the operation takes one operand */
@@ -38,6 +38,7 @@ static void along(int64_t operation, int64_t n, const float *restrict a, int64_t
     case SUBTRACT: ALONG(a[i] - b[j]); break;
     case MULTIPLY: ALONG(a[i] * b[j]); break;
     case DIVIDE: ALONG(a[i] / b[j]); break;
+    case SUM: ALONG(0.0f + a[i] + b[j]); break; /* torch's sums begin at 0, which shows where both are -0 */
     }
 }
 

@@ -18,9 +18,9 @@ from o2o_smooth.kernels.calls import Call
 
 MOST = 1 << 16  # numbers; torch is as good at larger ones
 _AXES = 4
-_COPY, _ADD = 0, 2
+_COPY, _SUM = 0, 6
 _ALONE = {"clone": _COPY, "neg": 1}
-_PAIRS = {"add": _ADD, "sub": 3, "mul": 4, "div": 5}
+_PAIRS = {"add": 2, "sub": 3, "mul": 4, "div": 5}
 
 _Steps = ctypes.c_int64 * _AXES
 
@@ -88,7 +88,7 @@ def _operand(x: object) -> Tensor | None:
 
 
 def _takes(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and x.device.type == "cpu" and 0 < x.numel() <= MOST
+    return x.dtype == torch.float32 and x.device.type == "cpu" and 0 < x.numel() <= MOST and not x.is_neg()
 
 
 def _cat(tensors: Sequence[Tensor], dim: int = 0, *, out: Tensor) -> list[Call] | None:
@@ -99,11 +99,13 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0, *, out: Tensor) -> list[Call] 
     return [_small(_COPY, t, None, part) for t, part in zip(tensors, parts, strict=True)]
 
 
-def _sum(x: Tensor, dims: Sequence[int], keepdim: bool = False, *, out: Tensor) -> list[Call] | None:
-    if len(dims) != 1 or x.shape[dims[0]] != 2 or not _takes(x):  # of more than two, torch's order would matter
+def _sum(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, *, out: Tensor) -> list[Call] | None:
+    if not dims or len(dims) != 1 or not x.dim() or not _takes(x):
+        return None
+    if x.shape[dims[0]] != 2:  # of more, torch's order would matter
         return None
     first, second = x.unbind(dims[0])
-    return [_small(_ADD, first, second, out.squeeze(dims[0]) if keepdim else out)]
+    return [_small(_SUM, first, second, out.squeeze(dims[0]) if keepdim else out)]
 
 
 def _axes(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[Any, list[Any]]:

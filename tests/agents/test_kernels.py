@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,10 +19,11 @@ import torch
 from torch import Tensor
 
 from o2o_smooth.agents import AGENTS, Agent, heads, stacked
+from o2o_smooth.agents.native_heads import native
 from o2o_smooth.agents.networks import MLP, Precision
 from o2o_smooth.agents.optimizer import MemberAdam
 from o2o_smooth.data.batch import Batch, as_batch
-from o2o_smooth.kernels import build
+from o2o_smooth.kernels import build, calls
 from o2o_smooth.kernels.cpu import unavailable
 from o2o_smooth.smoothing.objective import Mix
 from tests.agents.helpers import ACT, OBS
@@ -222,6 +224,10 @@ def _heads() -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
             lambda p, _: heads.entropy_gap(p, -2.5) + 0 * p.sum(),
             [normal(m, b, scale=4.0), normal(m, b)],
         ),
+        "entropy_gap_each": (
+            lambda p, _: heads.entropy_gap(p, per_member[:, None].to(p)) + 0 * p.sum(),
+            [normal(m, b), normal(m, b)],
+        ),
         "sample_wide": (heads.gaussian_sample, [normal(1, 3, 2 * 1500), normal(1, 2, 3, 1500)]),
     }
 
@@ -230,6 +236,8 @@ def _heads() -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
 @pytest.mark.parametrize("name", list(_heads()))
 def test_heads_have_the_values_and_gradients_of_plain_torch_in_float64(name: str) -> None:
     function, (first, second) = _heads()[name]
+    stacked.make_ready()
+    assert native(first)
 
     def results(dtype: torch.dtype) -> list[Tensor]:
         x = first.to(dtype).requires_grad_()
@@ -241,6 +249,17 @@ def test_heads_have_the_values_and_gradients_of_plain_torch_in_float64(name: str
 
     for a, b in zip(results(torch.float32), results(torch.float64), strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=3e-6 * max(1.0, float(b.abs().max())))
+
+
+def test_the_table_of_signatures_is_that_of_the_sources() -> None:
+    sources = "".join((Path(build.__file__).parent / f"{part}.c").read_text() for part in build.SOURCES)
+    kinds = {"int64_t": "i", "int": "n", "float": "f", "uint64_t": "u", "uint32_t": "u"}
+    found = {}
+    for name, arguments in re.findall(r"^void o2o_(\w+)\(([^)]*)\) \{", sources, re.MULTILINE):
+        found[name] = "".join("p" if "*" in one else kinds[one.split()[-2]] for one in arguments.split(","))
+    del found["init"], found["integers"]  # of their own kind
+    assert found == dict(calls.SIGNATURES)
+    assert max(map(len, found.values())) <= calls._WORDS
 
 
 @needs_kernels
