@@ -78,8 +78,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
     ),
 }
 DATA_ROWS = 5_000
-RUN_S = 8.0  # a run's online half takes about this long
-OFFLINE_UPDATES, MOST_STEPS = 100, 2_000
+RUN_S = 8.0  # each half of a run takes about this long
+WARM_UPDATES, MOST_STEPS = 20, 2_000
 
 
 class PartClock:
@@ -289,7 +289,13 @@ def split_runs(config: SpeedConfig, folder: Path, progress: ProgressSink) -> lis
     for i, members in enumerate(sizes):
         progress.update("short real runs", i, len(sizes), f"{agent} on {task}, {members} members")
         settings = run_settings(task, agent, data, members=members, threads=threads, device=config.device)
-        offline, online = measure_run(settings, offline_updates=OFFLINE_UPDATES, online_steps=None, folder=folder)
+        # A process's first updates import, build and record, which would be most of so short a run; the second run
+        # tells how many updates take long enough.
+        for _ in range(2):
+            steps = settings.update_after + WARM_UPDATES
+            first, _ = measure_run(settings, offline_updates=WARM_UPDATES, online_steps=steps, folder=folder)
+        updates = int(min(MOST_STEPS, max(WARM_UPDATES, RUN_S * first["updates_per_s"])))
+        offline, online = measure_run(settings, offline_updates=updates, online_steps=None, folder=folder)
         about = {"task": task, "agent": agent, "members": members, "threads": threads, "utd": settings.utd}
         found += [{**about, "phase": "offline", **offline}, {**about, "phase": "online", **online}]
     progress.update("short real runs", len(sizes), len(sizes))

@@ -129,13 +129,14 @@ def test_a_real_run_is_split_into_its_parts(tmp_path: Path) -> None:
 
 
 def test_every_population_size_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed_run, "OFFLINE_UPDATES", 3)
+    monkeypatch.setattr(speed_run, "WARM_UPDATES", 3)
     monkeypatch.setattr(speed_run, "RUN_S", 0.0)
     config = SpeedConfig(agents=("td3_bc",), members=(1, 2), threads=(1,), task="Pendulum-v1", picture=None)
     found = split_runs(config, tmp_path, Silent())
     assert [(f["members"], f["phase"]) for f in found] == [(m, p) for m in (1, 2) for p in ("offline", "online")]
     assert all(f["agent"] == "td3_bc" for f in found)
-    assert found[1]["env_steps"] == 64 + 20  # the fewest
+    assert found[0]["calls"]["update"] == 3  # the fewest
+    assert found[1]["env_steps"] == 64 + 20
 
 
 def test_the_default_task_is_one_that_can_be_made(tmp_path: Path) -> None:
