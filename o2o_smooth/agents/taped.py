@@ -167,10 +167,19 @@ class _Noise:
         if ahead is None or not ahead.first <= step < ahead.stop:
             # Many only where the last ones were used up: other steps that come between have draws of their own.
             count = min(NOISE_AHEAD, NOISE_BYTES // size) if ahead is not None and step == ahead.stop else 1
-            ahead = self._drawn[key] = self._draw(getattr(draws, kind), name, step, max(1, count), out)
-            if len(self._drawn) > MOST:
-                del self._drawn[next(iter(self._drawn))]
+            draw: Callable[..., Tensor] = getattr(draws, kind)
+            if count < 2:
+                self._keep(key, _Ahead(step + 1, step + 1, 0, out))  # nothing is left of it
+                draw(name, step, out.shape[1:], out=out)
+                return
+            ahead = self._keep(key, self._draw(draw, name, step, count, out))
         ctypes.memmove(out.data_ptr(), ahead.address + (step - ahead.first) * size, size)
+
+    def _keep(self, key: object, ahead: _Ahead) -> _Ahead:
+        self._drawn[key] = ahead
+        if len(self._drawn) > MOST:
+            del self._drawn[next(iter(self._drawn))]
+        return ahead
 
     @staticmethod
     def _draw(draw: Callable[..., Tensor], name: str, step: int, count: int, out: Tensor) -> _Ahead:
