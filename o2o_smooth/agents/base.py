@@ -33,7 +33,7 @@ from o2o_smooth.agents.blending import (
     report_gradients,
     report_plan,
 )
-from o2o_smooth.agents.compiling import compile_step
+from o2o_smooth.agents.compiling import begin_headers, compile_step
 from o2o_smooth.agents.config import AgentConfig
 from o2o_smooth.agents.mirror import Mirror
 from o2o_smooth.agents.networks import PRECISIONS, Networks, Precision
@@ -143,6 +143,8 @@ class Agent:
         self._mirror = Mirror(self)
         self.replay = True  # steps from a tape where they can be; the numbers are the same
         self._tapes = Tapes(self)
+        if compile and self.device.type == "cpu":
+            begin_headers()
 
     # What a concrete agent fills in
 

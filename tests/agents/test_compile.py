@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from torch._dynamo.utils import counters
 
 from o2o_smooth.agents import AGENTS, Agent, compiling
 from o2o_smooth.data.batch import Batch, as_batch
+from o2o_smooth.kernels.cpu import unavailable
 from o2o_smooth.smoothing.objective import Mix
 from tests.agents.helpers import ACT, OBS
 
@@ -129,7 +135,6 @@ def test_vector_instructions_are_taken_as_known_only_while_a_step_is_compiled(mo
     from torch._inductor import config
 
     monkeypatch.setattr(compiling, "unavailable", lambda: None)
-    monkeypatch.setattr(config.cpp, "vec_isa_ok", None)
     seen: list[bool | None] = []
 
     def compiled(x: int) -> int:
@@ -137,13 +142,80 @@ def test_vector_instructions_are_taken_as_known_only_while_a_step_is_compiled(mo
         return x + 1
 
     monkeypatch.setattr(torch, "compile", lambda function, **_: compiled)
-    step = compiling.compile_step(lambda x: x)
-    assert [step(1), step(2)] == [2, 3]
+    with config.patch({"cpp.vec_isa_ok": None}):
+        step = compiling.compile_step(lambda x: x)
+        assert [step(1), step(2)] == [2, 3]
     assert seen == [True, None]
-    monkeypatch.setattr(config.cpp, "vec_isa_ok", False)  # somebody's own choice
-    compiling.compile_step(lambda x: x)(1)
+    with config.patch({"cpp.vec_isa_ok": False}):  # somebody's own choice
+        compiling.compile_step(lambda x: x)(1)
     assert seen[-1] is False
-    monkeypatch.setattr(config.cpp, "vec_isa_ok", None)
     monkeypatch.setattr(compiling, "unavailable", lambda: "no C compiler")
-    compiling.compile_step(lambda x: x)(1)
+    with config.patch({"cpp.vec_isa_ok": None}):
+        compiling.compile_step(lambda x: x)(1)
     assert seen[-1] is None
+
+
+def test_only_the_probes_of_instructions_that_every_compiler_knows_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torch._inductor.cpu_vec_isa import VecAMX, VecAVX512, VecAVX512VNNI, VecISA
+
+    built: list[str] = []
+
+    def build(isa: VecISA, code: str) -> bool:
+        built.append(code)
+        return False
+
+    monkeypatch.setattr(VecISA, "check_build", build)
+    with compiling._without_probes():
+        assert VecAVX512().check_build(VecAVX512._avx512_bf16_code)
+        assert VecAVX512VNNI().check_build(VecAVX512VNNI._avx512_vnni_code)
+        assert not VecAMX().check_build(VecAMX._amx_code)
+    assert built == [VecAMX._amx_code]
+    assert VecISA.check_build is build
+
+
+def test_headers_are_begun_once_with_the_callers_settings_and_cannot_hurt(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import codecache, config, cpu_vec_isa
+
+    called = threading.Event()
+    seen: list[tuple[tuple[bool | None, int | None], str]] = []
+
+    def load(argument_types: list[str], source: str) -> None:
+        seen.append(((config.cpp.vec_isa_ok, config.cpp.simdlen), source))
+        called.set()
+        raise RuntimeError("no space left on device")
+
+    monkeypatch.setattr(compiling, "unavailable", lambda: None)
+    monkeypatch.setattr(compiling, "_headers_begun", threading.Event())
+    monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", lambda: None)
+    monkeypatch.setattr(codecache.CppPythonBindingsCodeCache, "load_pybinding_async", load)
+    with config.patch({"cpp.vec_isa_ok": None, "cpp.simdlen": 256}):
+        compiling.begin_headers()
+        compiling.begin_headers()
+    assert called.wait(60)
+    assert [settings for settings, _ in seen] == [(True, 256)]
+    assert "cpp_prefix.h" in seen[0][1]
+
+
+@pytest.mark.skipif(unavailable() is not None, reason=f"native kernels: {unavailable()}")
+def test_a_first_compilation_finds_the_headers_that_were_begun_for_it(tmp_path: Path) -> None:
+    """In a process and with caches of its own; a header that torch built for itself would be a second one."""
+    program = """
+import logging
+import torch
+logging.basicConfig()
+logging.getLogger("o2o_smooth.agents.compiling").setLevel("DEBUG")
+from o2o_smooth.agents import compiling
+compiling.begin_headers()
+step = compiling.compile_step(lambda x: (x.exp() + 1).log().sum())
+x = torch.linspace(-1, 1, 100)
+torch.testing.assert_close(step(x), (x.exp() + 1).log().sum())
+from torch._dynamo.utils import counters
+assert counters["stats"]["unique_graphs"] == 1
+"""
+    environment = os.environ | {"TMPDIR": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "compiled ahead" not in done.stderr
+    assert len(list(tmp_path.rglob("*.gch"))) == 1
