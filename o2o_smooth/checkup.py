@@ -188,7 +188,7 @@ def precision_advice(flags: frozenset[str], capability: tuple[int, int] | None =
     if "amx_bf16" in flags:
         texts.append("CPU: bf16 matmuls pay (AMX)")
     elif "avx512_bf16" in flags:
-        texts.append("CPU: fp32; AVX512-BF16 doubles large matmuls at best, and rounds to 8 bits: bf16 pays with AMX")
+        texts.append("CPU: bf16 updates are nearly twice as fast (AVX512-BF16), and round matrices to 8 bits")
     else:
         texts.append("CPU: fp32; without units for bf16 (AMX) it would only round to 8 bits")
     return "; ".join(texts)

@@ -292,7 +292,7 @@ class Agent:
 
         Around several updates it also covers what comes between them, such as drawing their rows.
         """
-        native = self.precision == "fp32" and not self.compile and kernels_take(self._ones)
+        native = not self.compile and kernels_take(self._ones)
         return all_threads() if native else nullcontext()
 
     def _update(

@@ -88,7 +88,7 @@ class MLP(nn.Module):
         """
         copies = copies or self.copies
         half = self.precision == "bf16"
-        if kernels_take(x) and len(self.parts[0]) <= MAX_LAYERS and not (half and torch.compiler.is_compiling()):
+        if kernels_take(x) and len(self.parts[0]) <= MAX_LAYERS:
             return stacked_forward(self, x, frozen=frozen, copies=copies)
         groups = self.members * copies
         if copies > 1:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from o2o_smooth.kernels import half
 from o2o_smooth.kernels.cpu import Gradients, StackedNet, Workspace, layer_sizes, saved_floats, unavailable
 
 if TYPE_CHECKING:
@@ -36,30 +35,26 @@ def kernels_take(x: Tensor) -> bool:
 
 def stacked_forward(mlp: MLP, x: Tensor, *, frozen: bool, copies: int) -> Tensor:
     """As `MLP.forward`: (M, B, in) -> (M, copies, B, out)."""
-    if mlp.precision == "bf16":
-        if not torch.is_grad_enabled():
-            return half.forward(x, mlp.parts, copies)[0]
-        function: Any = _StackedHalf
-    else:
-        function = _Stacked
+    half = mlp.precision == "bf16"
     if torch.compiler.is_compiling():
         flat = [p.detach() if frozen else p for part in mlp.parts for p in part]
-        compiled: Tensor = stack_forward(x.contiguous(), flat, copies, mlp.layer_norm)[0]
+        compiled: Tensor = stack_forward(x.contiguous(), flat, copies, mlp.layer_norm, half)[0]
         return compiled
     if x.stride(2) != 1:
         x = x.contiguous()
     if not torch.is_grad_enabled():
-        return _bound(mlp).forward(x, copies)[0]
+        return _bound(mlp).forward(x, copies, half=half)[0]
     if copies < mlp.copies and not frozen:
         raise ValueError("fewer copies than all have no gradients of the parameters here; use frozen=True")
     if frozen:
         parameters: list[Tensor] = []
-    elif mlp.depositing and function is _Stacked:
+    elif mlp.depositing:
         mlp.deposit = mlp.deposit or Deposit(mlp)
         parameters = [mlp.deposit.anchor]
     else:
         parameters = [p for part in mlp.parts for p in part]
-    result: Tensor = function.apply(x, mlp, copies, *parameters)
+    function: Any = _Stacked
+    result: Tensor = function.apply(x, mlp, copies, half, *parameters)
     return result
 
 
@@ -74,9 +69,9 @@ class _Stacked(torch.autograd.Function):
     """Parameters come as arguments so that autograd knows them; a frozen stack comes without any."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mlp: MLP, copies: int, *parameters: Tensor) -> Tensor:
-        out, saved = _bound(mlp).forward(x, copies)
-        ctx.mlp, ctx.saved = mlp, saved
+    def forward(ctx: Any, x: Tensor, mlp: MLP, copies: int, half: bool, *parameters: Tensor) -> Tensor:
+        out, saved = _bound(mlp).forward(x, copies, half=half)
+        ctx.mlp, ctx.saved, ctx.half = mlp, saved, half
         ctx.deposit = mlp.deposit if parameters and mlp.depositing else None
         ctx.save_for_backward(x)
         return out
@@ -84,15 +79,14 @@ class _Stacked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (x,) = ctx.saved_tensors
-        wants, mlp = ctx.needs_input_grad, ctx.mlp
-        learns = any(wants[3:])
-        net = _bound(mlp)
+        wants, mlp, half = ctx.needs_input_grad, ctx.mlp, ctx.half
+        learns = any(wants[4:])
         if ctx.deposit is not None:  # which has a single argument, its anchor
-            dx = ctx.deposit.backward(mlp, x, ctx.saved, grads[0], learns=learns, want_input=wants[0])
-            return dx, None, None, None
+            dx = ctx.deposit.backward(mlp, x, ctx.saved, grads[0], learns=learns, want_input=wants[0], half=half)
+            return dx, None, None, None, None
         made = Gradients(mlp.parts) if learns else None
-        dx = net.backward(x, ctx.saved, grads[0], made, want_input=wants[0])
-        return (dx, None, None, *([None] * (len(wants) - 3) if made is None else made.tensors))
+        dx = _bound(mlp).backward(x, ctx.saved, grads[0], made, want_input=wants[0], half=half)
+        return (dx, None, None, None, *([None] * (len(wants) - 4) if made is None else made.tensors))
 
 
 class Deposit:
@@ -110,37 +104,19 @@ class Deposit:
         self.anchor = torch.zeros((), requires_grad=True)  # keeps the graph connected
 
     def backward(
-        self, mlp: MLP, x: Tensor, saved: Workspace, grad: Tensor, *, learns: bool, want_input: bool
+        self, mlp: MLP, x: Tensor, saved: Workspace, grad: Tensor, *, learns: bool, want_input: bool, half: bool
     ) -> Tensor | None:
         """As `StackedNet.backward`; adds to `.grad` where the update has been here before."""
         if not learns:
-            return _bound(mlp).backward(x, saved, grad, None, want_input=want_input)
+            return _bound(mlp).backward(x, saved, grad, None, want_input=want_input, half=half)
         again = mlp.parts[0][0].grad is not None
-        dx = _bound(mlp).backward(x, saved, grad, self.gradients, want_input=want_input, add=again)
+        dx = _bound(mlp).backward(x, saved, grad, self.gradients, want_input=want_input, add=again, half=half)
         if not again:
             for parameter, gradient in zip(
                 (p for part in mlp.parts for p in part), self.gradients.tensors, strict=True
             ):
                 parameter.grad = gradient
         return dx
-
-
-class _StackedHalf(torch.autograd.Function):
-    """The same with bfloat16 matrix products."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mlp: MLP, copies: int, *parameters: Tensor) -> Tensor:
-        out, ctx.saved = half.forward(x, mlp.parts, copies)
-        ctx.mlp = mlp
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        wants = ctx.needs_input_grad
-        learns = any(wants[3:])
-        gradients, dx = half.backward(grads[0], ctx.mlp.parts, ctx.saved, learns=learns, want_input=wants[0])
-        missing = [] if learns else [None] * (len(wants) - 3)
-        return (dx, None, None, *gradients, *missing)
 
 
 # The same as operators, for compiled graphs
@@ -169,16 +145,16 @@ def _net(flat: Sequence[Tensor], layer_norm: bool) -> StackedNet:
 
 
 @torch.library.custom_op("o2o_smooth::stack_forward", mutates_args=())
-def stack_forward(x: Tensor, flat: list[Tensor], copies: int, layer_norm: bool) -> tuple[Tensor, Tensor]:
+def stack_forward(x: Tensor, flat: list[Tensor], copies: int, layer_norm: bool, half: bool) -> tuple[Tensor, Tensor]:
     """Output (M, copies, B, out) and what the backward pass needs."""
     net = _net(flat, layer_norm)
     size = saved_floats(net.members, copies, net.sizes, x.shape[1], layer_norm=layer_norm)
     saved = torch.empty(size, dtype=torch.float32)
-    return net.forward(x, copies, Workspace(size, saved))[0], saved
+    return net.forward(x, copies, Workspace(size, saved), half=half)[0], saved
 
 
 @stack_forward.register_fake
-def _(x: Tensor, flat: list[Tensor], copies: int, layer_norm: bool) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, flat: list[Tensor], copies: int, layer_norm: bool, half: bool) -> tuple[Tensor, Tensor]:
     sizes = layer_sizes(_parts(flat, layer_norm)[0])
     members, rows = x.shape[:2]
     size = saved_floats(members, copies, sizes, rows, layer_norm=layer_norm)
@@ -187,25 +163,40 @@ def _(x: Tensor, flat: list[Tensor], copies: int, layer_norm: bool) -> tuple[Ten
 
 @torch.library.custom_op("o2o_smooth::stack_backward", mutates_args=())
 def stack_backward(
-    x: Tensor, saved: Tensor, grad: Tensor, flat: list[Tensor], layer_norm: bool, learns: bool, want_input: bool
+    x: Tensor,
+    saved: Tensor,
+    grad: Tensor,
+    flat: list[Tensor],
+    layer_norm: bool,
+    half: bool,
+    learns: bool,
+    want_input: bool,
 ) -> list[Tensor]:
     """Gradients of the parameters, if they learn, and then of the input, if it is wanted."""
     made = Gradients(_parts(flat, layer_norm)) if learns else None
-    dx = _net(flat, layer_norm).backward(x, Workspace(saved.numel(), saved), grad, made, want_input=want_input)
+    kept = Workspace(saved.numel(), saved)
+    dx = _net(flat, layer_norm).backward(x, kept, grad, made, want_input=want_input, half=half)
     gradients = [] if made is None else made.tensors
     return gradients if dx is None else [*gradients, dx]
 
 
 @stack_backward.register_fake
 def _(
-    x: Tensor, saved: Tensor, grad: Tensor, flat: list[Tensor], layer_norm: bool, learns: bool, want_input: bool
+    x: Tensor,
+    saved: Tensor,
+    grad: Tensor,
+    flat: list[Tensor],
+    layer_norm: bool,
+    half: bool,
+    learns: bool,
+    want_input: bool,
 ) -> list[Tensor]:
     gradients = [torch.empty_like(p) for p in flat] if learns else []
     return [*gradients, torch.empty_like(x)] if want_input else gradients
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, flat, _, ctx.layer_norm = inputs
+    x, flat, _, ctx.layer_norm, ctx.half = inputs
     ctx.learns = any(p.requires_grad for p in flat)
     ctx.save_for_backward(x, output[1], *flat)
 
@@ -213,9 +204,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> Any:
     x, saved, *flat = ctx.saved_tensors
     want_input = ctx.needs_input_grad[0]
-    gradients = stack_backward(x, saved, grad.contiguous(), flat, ctx.layer_norm, ctx.learns, want_input)
+    gradients = stack_backward(x, saved, grad.contiguous(), flat, ctx.layer_norm, ctx.half, ctx.learns, want_input)
     dx = gradients[-1] if want_input else None
-    return dx, (list(gradients[: len(flat)]) if ctx.learns else [None] * len(flat)), None, None
+    return dx, (list(gradients[: len(flat)]) if ctx.learns else [None] * len(flat)), None, None, None
 
 
 stack_forward.register_autograd(_backward, setup_context=_keep)

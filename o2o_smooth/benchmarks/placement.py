@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from o2o_smooth.agents.networks import PRECISIONS, Precision
 from o2o_smooth.benchmarks.speed_limit import useful_flops
 from o2o_smooth.envs import find_task
 from o2o_smooth.errors import ConfigError
@@ -48,11 +49,11 @@ class Speed:
     """Share of its speed that a process keeps while every core runs one."""
 
 
-# By precision. fp32: two cores of an AMD EPYC with AVX-512, native kernels. bf16: two cores with AMX, an estimate from
-# another learner. Measure again where the kernels or the machine change.
+# By precision, from two cores of an AMD EPYC with AVX-512 and its BF16. Measure again where the kernels or the machine
+# change.
 SPEEDS = {
-    "fp32": Speed(overhead_s=0.9e-3, flops_per_s=90e9, second_thread=0.88, neighbour=0.95),
-    "bf16": Speed(overhead_s=1.3e-3, flops_per_s=353e9, second_thread=0.85, neighbour=0.95),
+    "fp32": Speed(overhead_s=0.2e-3, flops_per_s=75e9, second_thread=0.75, neighbour=0.92),
+    "bf16": Speed(overhead_s=0.2e-3, flops_per_s=110e9, second_thread=0.72, neighbour=0.94),
 }
 ENV_STEP_S = {"corridor": 1e-5, "classic": 3e-5, "pointmaze": 8e-5, "mujoco": 2e-4}
 """A step of one environment, acting included, by what computes it."""
@@ -194,20 +195,20 @@ def _duration(seconds: float) -> str:
 _WIDTHS, _MEMBERS, _SECONDS = (64, 256), (1, 4, 8), 3.0
 
 
-def calibrate() -> Speed:
-    """Measure `Speed` on this machine in fp32, while nothing else runs; takes about a minute."""
+def calibrate(precision: Precision) -> Speed:
+    """Measure `Speed` on this machine, while nothing else runs; takes about a minute."""
     cpus = cores()
     points = [(width, members) for width in _WIDTHS for members in _MEMBERS]
-    alone = {point: next(_time_updates([(*point, 1)])) for point in points}
+    alone = {point: next(_time_updates([(*point, 1, precision)])) for point in points}
     # t = overhead + flops / rate, by least squares of the relative error.
     times = np.array([alone[point] for point in points])
     flops = np.array([_flops(*point) for point in points])
     columns = np.stack([np.ones_like(times), flops], 1) / times[:, None]
     (overhead, per_flop), *_ = np.linalg.lstsq(columns, np.ones_like(times), rcond=None)
     largest = points[-1]
-    shared = next(_time_updates([(*largest, cpus)]))
+    shared = next(_time_updates([(*largest, cpus, precision)]))
     gain = (alone[largest] - overhead) / max(shared - overhead, 1e-9)
-    crowd = float(np.mean(list(_time_updates([(_WIDTHS[-1], 1, 1)] * cpus))))
+    crowd = float(np.mean(list(_time_updates([(_WIDTHS[-1], 1, 1, precision)] * cpus))))
     return Speed(
         overhead_s=float(max(overhead, 0.0)),
         flops_per_s=float(1 / per_flop),
@@ -223,8 +224,8 @@ def _flops(width: int, members: int) -> float:
     return useful_flops(config, obs_dim=_OBS_DIM, action_dim=_ACTION_DIM, batch=256, members=members)
 
 
-def _time_updates(cases: Sequence[tuple[int, int, int]]) -> Iterator[float]:
-    """Seconds of an update of (width, members, threads), each in a process of its own and all at once."""
+def _time_updates(cases: Sequence[tuple[int, int, int, Precision]]) -> Iterator[float]:
+    """Seconds of an update of (width, members, threads, precision), each in a process of its own and all at once."""
     started = [
         subprocess.Popen(
             [sys.executable, "-m", __spec__.name, json.dumps(case)],
@@ -241,7 +242,7 @@ def _time_updates(cases: Sequence[tuple[int, int, int]]) -> Iterator[float]:
         yield float(out)
 
 
-def _worker(width: int, members: int, threads: int) -> float:
+def _worker(width: int, members: int, threads: int, precision: Precision) -> float:
     """Seconds of an IQL update, sampling included; a low quantile, since what else runs only ever adds to it."""
     import gymnasium as gym
     import torch
@@ -252,7 +253,8 @@ def _worker(width: int, members: int, threads: int) -> float:
 
     torch.set_num_threads(threads)
     observations, actions = (gym.spaces.Box(-1, 1, (n,), np.float32) for n in (_OBS_DIM, _ACTION_DIM))
-    agent = IQL(observations, actions, IQLConfig(hidden_dims=(width, width)), seeds=range(members))
+    config = IQLConfig(hidden_dims=(width, width))
+    agent = IQL(observations, actions, config, seeds=range(members), precision=precision)
     rows = ReplayBuffer(members, 10_000, _OBS_DIM, _ACTION_DIM, shared=True)
     width_of_row = 2 * _OBS_DIM + _ACTION_DIM + 4
     rng = np.random.default_rng(0)
@@ -273,4 +275,5 @@ if __name__ == "__main__":
     else:
         if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.3:
             print("other programs are busy on this machine, which spoils the measurement", file=sys.stderr)
-        print(f'SPEEDS["fp32"] = {calibrate()}')
+        for precision in PRECISIONS:
+            print(f'SPEEDS["{precision}"] = {calibrate(precision)}', flush=True)

@@ -26,7 +26,7 @@ from o2o_smooth.kernels import calls
 
 SWITCH = "O2O_SMOOTH_KERNELS"  # 0 leaves the kernels out
 CACHE = "O2O_SMOOTH_CACHE"
-SOURCES = ("pool", "cpu", "heads", "half", "rows", "small")
+SOURCES = ("pool", "half", "cpu", "heads", "rows", "small")
 FLAGS = (
     *("-O3", "-march=native", "-std=c11", "-fPIC", "-fopenmp"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
@@ -70,7 +70,7 @@ def load() -> ctypes.CDLL:
     cc = compiler()
     if cc is None:
         raise BuildError("there is no C compiler; install gcc (apt install gcc, dnf install gcc, conda install gcc)")
-    key = hashlib.sha256("\0".join([source, *FLAGS, cc, _version(cc), _processor()]).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\0".join([source, *FLAGS, cc, _version(cc), processor()]).encode()).hexdigest()[:16]
     path = cache_folder() / f"kernels-{key}.so"
     check_folder(path.parent)
     if not path.is_file():
@@ -131,7 +131,7 @@ def _version(cc: str) -> str:
     return subprocess.run([cc, "--version"], capture_output=True, text=True, check=False).stdout
 
 
-def _processor() -> str:
+def processor() -> str:
     """What -march=native depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -27,14 +27,7 @@ SIGNATURES: Mapping[str, str] = {
     "tanh": "pip",
     "tanh_back": "ppip",
     "entropy_gap": "ppiip",
-    "half_bias_relu": "ppiii",
-    "half_norm_relu": "ppppppiii",
-    "half_last": "ppppiiiiii",
-    "half_last_back": "ppppiiiiii",
-    "half_last_weights": "ppppiiii",
-    "half_relu_back": "ppi",
-    "half_norm_back": "ppppppiiiii",
-    "half_column_sums": "ppiii",
+    "half_product": "iiipiipiipin",
     "small": "p",
 }
 """Kernels that compute something, without their o2o_: p a pointer, i an int64, f a float, n an int."""

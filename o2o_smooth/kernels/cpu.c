@@ -1,6 +1,8 @@
-/* The learner's hot loops on a CPU, fp32: stacked multilayer perceptrons forward and backward, and Adam.
+/* The learner's hot loops on a CPU: stacked multilayer perceptrons forward and backward, and Adam.
  *
- * Matrix products are the BLAS that torch brings along (its sgemm is handed over by pointer); this file does what lies
+ * Matrix products are the BLAS that torch brings along (its sgemm is handed over by pointer), or, in the hidden layers of
+ * a pass in half precision, those of half.c; parameters, activations and gradients are float32 either way, and so is the
+ * last layer: a value of some hundreds has no decimals in bfloat16. This file does what lies
  * between them, while the rows are still in the cache, and shares the work among threads in large pieces: a thread
  * takes a block of rows through all layers, or a whole network, so that threads meet once or twice a pass instead of
  * once or twice an operation (pool.c).
@@ -19,39 +21,45 @@
 #define MIN_BLOCK 16 /* below this many rows a matrix product is slow */
 #define LN_EPS 1e-5f
 
-typedef void (*sgemm_t)(const char *, const char *, const int *, const int *, const int *, const float *, const float *,
-                        const int *, const float *, const int *, const float *, float *, const int *);
-
-static sgemm_t sgemm_;
-
 typedef struct {
     int64_t members, copies, layers, layer_norm;
     int64_t used; /* copies that take part, the first ones */
+    int64_t half; /* whether the hidden layers' products are of bfloat16 */
     int64_t dims[MAX_LAYERS + 1];
     float *w[MAX_LAYERS], *b[MAX_LAYERS], *gain[MAX_LAYERS], *shift[MAX_LAYERS];
 } Net;
 
-void o2o_init(void *sgemm, void *set_num_threads_local) {
+void o2o_init(void *sgemm, void *hgemm, void *set_num_threads_local) {
     sgemm_ = (sgemm_t)sgemm;
+    hgemm_ = (hgemm_t)hgemm;
     set_threads = (threads_t)set_num_threads_local;
 }
 
 /* c (m, n) = a (m, k) b (k, n) */
-static void gemm(int m, int n, int k, const float *a, int lda, const float *b, float *c) {
+static void gemm(int half, int m, int n, int k, const float *a, int lda, const float *b, float *c) {
     const float one = 1.0f, zero = 0.0f;
-    sgemm_("N", "N", &n, &m, &k, &one, b, &n, a, &lda, &zero, c, &n);
+    if (half)
+        half_product(m, n, k, (Matrix){a, lda, 1}, (Matrix){b, n, 1}, c, n, 0);
+    else
+        sgemm_("N", "N", &n, &m, &k, &one, b, &n, a, &lda, &zero, c, &n);
 }
 
 /* c (m, k) = a (m, n) b (k, n)^T */
-static void gemm_bt(int m, int n, int k, const float *a, const float *b, float *c, int ldc) {
+static void gemm_bt(int half, int m, int n, int k, const float *a, const float *b, float *c, int ldc) {
     const float one = 1.0f, zero = 0.0f;
-    sgemm_("T", "N", &k, &m, &n, &one, b, &n, a, &n, &zero, c, &ldc);
+    if (half)
+        half_product(m, k, n, (Matrix){a, n, 1}, (Matrix){b, 1, n}, c, ldc, 0);
+    else
+        sgemm_("T", "N", &k, &m, &n, &one, b, &n, a, &n, &zero, c, &ldc);
 }
 
 /* c (k, n) = or += a (m, k)^T b (m, n) */
-static void gemm_at(int m, int n, int k, const float *a, int lda, const float *b, float *c, int add) {
+static void gemm_at(int half, int m, int n, int k, const float *a, int lda, const float *b, float *c, int add) {
     const float one = 1.0f, beta = add ? 1.0f : 0.0f;
-    sgemm_("N", "T", &n, &k, &m, &one, b, &n, a, &lda, &beta, c, &n);
+    if (half)
+        half_product(k, n, m, (Matrix){a, 1, lda}, (Matrix){b, n, 1}, c, n, add);
+    else
+        sgemm_("N", "T", &n, &k, &m, &one, b, &n, a, &lda, &beta, c, &n);
 }
 
 /* Where a group's parameters lie: the g-th of the copies in use. */
@@ -145,7 +153,7 @@ static void last_layer(const float *restrict h, const float *restrict w, const f
         }
         return;
     }
-    gemm((int)rows, (int)width, (int)in, h, (int)in, w, out);
+    gemm(0, (int)rows, (int)width, (int)in, h, (int)in, w, out);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t j = 0; j < width; j++) out[r * width + j] += b[j];
 }
@@ -157,7 +165,7 @@ static void forward_block(const Net *net, const Saved *s, int64_t g, int64_t r0,
     for (int64_t l = 0; l < last; l++) {
         int64_t in = net->dims[l], width = net->dims[l + 1], at = g * rows + r0;
         float *h = s->h[l] + at * width;
-        gemm((int)n, (int)width, (int)in, input, (int)stride, net->w[l] + k * in * width, h);
+        gemm((int)net->half, (int)n, (int)width, (int)in, input, (int)stride, net->w[l] + k * in * width, h);
         const float *b = net->b[l] + k * width;
         if (net->layer_norm)
             bias_norm_relu(h, b, net->gain[l] + k * width, net->shift[l] + k * width, s->norm[l] + at * width,
@@ -274,7 +282,7 @@ static void descend(const Pass *p, int64_t g, int64_t from, int64_t r0, int64_t 
         if (width == 1) {
             one_back(d, w, h, below, n, in);
         } else {
-            gemm_bt((int)n, (int)width, (int)in, d, w, below, (int)in);
+            gemm_bt(net->half && l < last, (int)n, (int)width, (int)in, d, w, below, (int)in);
             relu_back(below, h, n * in);
         }
         if (net->layer_norm) {
@@ -289,7 +297,8 @@ static void descend(const Pass *p, int64_t g, int64_t from, int64_t r0, int64_t 
     }
     if (p->dx) {
         int64_t in = net->dims[0], width = net->dims[1];
-        gemm_bt((int)n, (int)width, (int)in, d, net->w[0] + k * in * width, p->dx + (g * p->rows + r0) * in, (int)in);
+        gemm_bt((int)net->half, (int)n, (int)width, (int)in, d, net->w[0] + k * in * width,
+                p->dx + (g * p->rows + r0) * in, (int)in);
     }
 }
 
@@ -306,7 +315,7 @@ static void collect(const Pass *p, int64_t g, int64_t l, int64_t i0, int64_t cou
         if (!add) memset(dw, 0, (size_t)count * sizeof(float));
         one_weights(d, h + i0, stride, dw, n, count);
     } else {
-        gemm_at((int)n, (int)width, (int)count, h + i0, (int)stride, d, dw, add);
+        gemm_at(net->half && l < last, (int)n, (int)width, (int)count, h + i0, (int)stride, d, dw, add);
     }
     if (i0 == 0) column_sum(d, p->db[l] + g * width, n, width, add);
 }

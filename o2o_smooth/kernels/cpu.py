@@ -1,7 +1,8 @@
 """The native CPU kernels (cpu.c), called on torch tensors: stacked perceptrons forward and backward, and Adam.
 
 `networks.MLP` and `optimizer.MemberAdam` use them for float32 on the CPU and go the plain way in torch otherwise; both
-ways are held together by tests.
+ways are held together by tests. In half precision the hidden layers' products are of bfloat16 (half.c), summed in
+float32; all that is stored stays float32.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from o2o_smooth.kernels.build import BuildError, load
+from o2o_smooth.kernels.build import BuildError, load, processor
 from o2o_smooth.kernels.calls import declare
 
 MAX_LAYERS = 16  # as in cpu.c
+HalfWay = Literal["rounded", "dots", "blas"]
+HALF_WAYS: tuple[HalfWay, ...] = ("rounded", "dots", "blas")  # as in half.c
 _POINTERS = ctypes.c_void_p * MAX_LAYERS
 
 
@@ -32,6 +36,7 @@ class _Net(ctypes.Structure):
         ("layers", ctypes.c_int64),
         ("layer_norm", ctypes.c_int64),
         ("used", ctypes.c_int64),
+        ("half", ctypes.c_int64),
         ("dims", ctypes.c_int64 * (MAX_LAYERS + 1)),
         ("w", _POINTERS),
         ("b", _POINTERS),
@@ -69,8 +74,10 @@ def library() -> ctypes.CDLL:
     except (OSError, AttributeError):
         raise BuildError("this build of torch does not show its BLAS (sgemm_)") from None
     threads = getattr(blas, "MKL_Set_Num_Threads_Local", None)
+    halves = getattr(blas, "gemm_bf16bf16f32_", None)
     i64, pointer = ctypes.c_int64, ctypes.c_void_p
-    lib.o2o_init.argtypes, lib.o2o_init.restype = [pointer, pointer], None
+    lib.o2o_init.argtypes, lib.o2o_init.restype = [pointer, pointer, pointer], None
+    lib.o2o_half_way.argtypes, lib.o2o_half_way.restype = [ctypes.c_int], ctypes.c_int
     lib.o2o_saved.argtypes, lib.o2o_saved.restype = [pointer, i64], i64
     lib.o2o_scratch.argtypes, lib.o2o_scratch.restype = [pointer, i64], i64
     u64 = ctypes.c_uint64
@@ -78,8 +85,20 @@ def library() -> ctypes.CDLL:
     lib.o2o_integers.restype = None
     lib.o2o_rows.argtypes, lib.o2o_rows.restype = [pointer, pointer, i64, i64, *[pointer] * 3, ctypes.c_int], i64
     declare(lib)
-    lib.o2o_init(sgemm, None if threads is None else ctypes.cast(threads, pointer))
+    lib.o2o_init(sgemm, *(None if f is None else ctypes.cast(f, pointer) for f in (halves, threads)))
+    if "amx_bf16" in processor().split():
+        lib.o2o_half_way(HALF_WAYS.index("blas"))
     return lib
+
+
+def half_way() -> HalfWay:
+    """How bfloat16 products are made on this processor; see half.c.
+
+    Raises:
+        BuildError: There are no kernels.
+    """
+    number: int = library().o2o_half_way(-1)
+    return HALF_WAYS[number]
 
 
 @cache
@@ -194,10 +213,10 @@ class StackedNet:
         self.lib = library()
         self.members, self.copies, self.sizes = members, copies, tuple(sizes)
         self._layer_norm = layer_norm
-        self._views: dict[int, _Net] = {}  # by how many copies take part
+        self._views: dict[tuple[int, bool], _Net] = {}  # by how many copies take part, and half precision
         self._groups: Sequence[Sequence[Tensor]] = ()
         self.at: tuple[int, ...] = ()  # the parameters in use, by address
-        self._sizes: dict[tuple[int, int], tuple[int, int, int]] = {}
+        self._sizes: dict[tuple[int, int, bool], tuple[int, int, int]] = {}
 
     def bind(self, groups: Sequence[Sequence[Tensor]]) -> None:
         """Use these parameters: weights, biases, gains and shifts of the layers, contiguous float32."""
@@ -213,25 +232,27 @@ class StackedNet:
             for i, parameter in enumerate(group):
                 field[i] = parameter.data_ptr()
 
-    def _view(self, rows: int, copies: int) -> tuple[int, int, int]:
+    def _view(self, rows: int, copies: int, half: bool) -> tuple[int, int, int]:
         """Address of the net of the first copies; floats that a pass leaves, and that a backward pass needs itself."""
-        view = self._sizes.get((rows, copies))
+        view = self._sizes.get((rows, copies, half))
         if view is None:
-            net = self._views.get(copies)
+            net = self._views.get((copies, half))
             if net is None:
-                net = self._views[copies] = _Net(
-                    self.members, self.copies, len(self.sizes) - 1, int(self._layer_norm), copies
+                net = self._views[copies, half] = _Net(
+                    self.members, self.copies, len(self.sizes) - 1, int(self._layer_norm), copies, int(half)
                 )
                 net.dims[: len(self.sizes)] = list(self.sizes)
                 self._point(net)
             at = ctypes.addressof(net)
-            view = self._sizes[rows, copies] = (at, self.lib.o2o_saved(at, rows), self.lib.o2o_scratch(at, rows))
+            view = self._sizes[rows, copies, half] = (at, self.lib.o2o_saved(at, rows), self.lib.o2o_scratch(at, rows))
         return view
 
-    def forward(self, x: Tensor, copies: int, saved: Workspace | None = None) -> tuple[Tensor, Workspace]:
+    def forward(
+        self, x: Tensor, copies: int, saved: Workspace | None = None, *, half: bool = False
+    ) -> tuple[Tensor, Workspace]:
         """(M, B, in), features side by side -> (M, copies, B, out) of the first copies, and what `backward` needs."""
         rows = x.shape[1]
-        net, size, _ = self._view(rows, copies)
+        net, size, _ = self._view(rows, copies, half)
         saved = saved or Workspace(size)
         out = torch.empty((self.members, copies, rows, self.sizes[-1]), dtype=torch.float32)
         self.lib.o2o_forward(
@@ -255,6 +276,7 @@ class StackedNet:
         want_input: bool,
         *,
         add: bool = False,
+        half: bool = False,
     ) -> Tensor | None:
         """Gradients of the parameters, and returned, of the input, (M, B, in).
 
@@ -265,10 +287,11 @@ class StackedNet:
             gradients: Where those of the parameters go; None: they are not wanted.
             want_input: Whether the input's gradient is wanted.
             add: Add to what `gradients` hold.
+            half: As in the forward pass.
         """
         rows, copies = x.shape[1], grad.shape[1]
         grad = grad.contiguous()
-        net, _, size = self._view(rows, copies)
+        net, _, size = self._view(rows, copies, half)
         scratch = Workspace(size)
         dx = None
         if want_input:

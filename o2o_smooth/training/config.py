@@ -122,8 +122,8 @@ class RunConfig(Generic[C]):
     """CPU threads for the learner; default: one for small networks, where more only wait for each other, else
     torch's choice."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the hidden layers' matrix products in updates; everything else is fp32. bf16 is faster where the CPU has AMX
-    or the GPU is Ampere or newer; docs/speed.md shows what it does to returns."""
+    """Of the hidden layers' matrix products in updates; everything else is fp32. bf16 is faster where the CPU has
+    AVX512-BF16 or AMX or the GPU is Ampere or newer; docs/speed.md shows what it does to returns."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the update with torch.compile: slower to start. auto: only where it has been measured to pay."""
     graphs: Literal["auto", "on", "off"] = "auto"

@@ -24,7 +24,7 @@ from o2o_smooth.agents.networks import MLP, Precision
 from o2o_smooth.agents.optimizer import MemberAdam
 from o2o_smooth.data.batch import Batch, as_batch
 from o2o_smooth.kernels import build, calls
-from o2o_smooth.kernels.cpu import unavailable
+from o2o_smooth.kernels.cpu import HALF_WAYS, HalfWay, half_way, library, unavailable
 from o2o_smooth.smoothing.objective import Mix
 from tests.agents.helpers import ACT, OBS
 
@@ -73,7 +73,14 @@ def _stack(members: int, copies: int, layer_norm: bool, hidden: tuple[int, ...],
 
 
 def _pass(
-    net: MLP, rows: int, dtype: torch.dtype, *, frozen: bool, copies: int | None, precision: Precision = "fp32"
+    net: MLP,
+    rows: int,
+    dtype: torch.dtype,
+    *,
+    frozen: bool,
+    copies: int | None,
+    precision: Precision = "fp32",
+    through: Callable[[MLP, Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
     """Output and all gradients for fixed numbers."""
     net = copy.deepcopy(net).to(dtype)
@@ -82,7 +89,7 @@ def _pass(
     used = copies or net.copies
     x = torch.empty(net.members, rows, 23).normal_(generator=generator).to(dtype).requires_grad_()
     weights = torch.empty(net.members, used, rows, net.weights[-1].shape[-1]).normal_(generator=generator).to(dtype)
-    y = net(x, frozen=frozen, copies=copies)
+    y = net(x, frozen=frozen, copies=copies) if through is None else through(net, x)
     inputs = [x] if frozen else [x, *net.parameters()]
     return [y.detach(), *torch.autograd.grad((y * weights).sum(), inputs)]
 
@@ -119,6 +126,105 @@ def test_half_precision_is_as_near_to_float64_as_plain_torch_in_half_precision(s
             assert error < 2 * reference + 5e-3, (frozen, used, tuple(e.shape))
             assert error < 0.15
         assert any(float((a.double() - e).norm()) > 1e-4 * float(e.norm()) for a, e in zip(ours, exact, strict=True))
+
+
+@pytest.fixture(params=HALF_WAYS)
+def way(request: pytest.FixtureRequest) -> Iterator[HalfWay]:
+    """Every way to multiply bfloat16 that this processor and this torch have."""
+    wanted: HalfWay = request.param
+    if unavailable() is not None:
+        pytest.skip(f"no native kernels here: {unavailable()}")
+    lib, before = library(), HALF_WAYS.index(half_way())
+    if lib.o2o_half_way(HALF_WAYS.index(wanted)) != HALF_WAYS.index(wanted):
+        pytest.skip(f"this machine cannot multiply bfloat16 by {wanted}")
+    yield wanted
+    lib.o2o_half_way(before)
+
+
+PRODUCTS = [
+    (1, 1, 1),
+    (6, 16, 2),
+    (7, 17, 3),
+    (5, 64, 32),
+    (128, 48, 256),
+    (256, 23, 96),
+    (17, 256, 31),
+    (300, 70, 1100),
+]
+
+
+@pytest.mark.parametrize("across", [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize("size", PRODUCTS)
+def test_a_half_product_is_that_of_rounded_matrices(
+    way: HalfWay, size: tuple[int, int, int], across: tuple[bool, bool]
+) -> None:
+    m, n, k = size
+    generator = torch.Generator().manual_seed(m)
+    a, b = (
+        (torch.randn(shape[::-1], generator=generator).t() if turned else torch.randn(shape, generator=generator))
+        for shape, turned in zip(((m, k), (k, n)), across, strict=True)
+    )
+    exact = a.bfloat16().double() @ b.bfloat16().double()
+    before = torch.randn(m, n + 3, generator=generator)
+    for add in (0, 1):
+        c = before.clone()
+        strides = (a.data_ptr(), *a.stride(), b.data_ptr(), *b.stride())
+        library().o2o_half_product(m, n, k, *strides, c.data_ptr(), n + 3, add)
+        expected = exact + add * before[:, :n].double()
+        torch.testing.assert_close(c[:, :n].double(), expected, rtol=1e-5, atol=1e-6 * float(exact.abs().max() + 1))
+        assert torch.equal(c[:, n:], before[:, n:])
+
+
+def test_a_half_product_rounds_to_even_and_keeps_nan_and_infinity(way: HalfWay) -> None:
+    one = torch.eye(4)
+    ties = torch.tensor([[1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 1 + 2**-8 + 2**-16], [3e38, -3e38, torch.inf, 0.0]])
+    odd = torch.tensor([[torch.nan, 1.0], [1.0, 2.0]])
+    for matrix in (ties, odd):
+        m, n = matrix.shape
+        c = torch.empty(m, n)
+        identity = one[:n, :n].contiguous()
+        library().o2o_half_product(m, n, n, matrix.data_ptr(), n, 1, identity.data_ptr(), n, 1, c.data_ptr(), n, 0)
+        torch.testing.assert_close(c, matrix.bfloat16().float() @ identity, rtol=0, atol=0, equal_nan=True)
+
+
+class _Rounded(torch.autograd.Function):
+    """A product of matrices that are rounded to bfloat16, and so are the products of its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, *matrices: Tensor) -> Tensor:
+        ctx.save_for_backward(*matrices)
+        x, w = (m.bfloat16().to(m) for m in matrices)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x, w, d = (m.bfloat16().to(m) for m in (*ctx.saved_tensors, grads[0]))
+        return d @ w.mT, x.mT @ d
+
+
+def _rounded_stack(net: MLP, x: Tensor) -> Tensor:
+    function: Any = _Rounded
+    y, last = x.unsqueeze(1), len(net.weights) - 1
+    for i, (w, b) in enumerate(zip(net.weights, net.biases, strict=True)):
+        y = (function.apply(y.expand(-1, net.copies, -1, -1), w) if i < last else y @ w) + b
+        if i < last:
+            if net.layer_norm:
+                y = torch.nn.functional.layer_norm(y, y.shape[-1:]) * net.gains[i] + net.shifts[i]
+            y = y.relu()
+    return y
+
+
+@pytest.mark.parametrize("shape", STACKS)
+def test_a_stack_in_half_precision_is_a_float64_stack_with_rounded_products(
+    way: HalfWay, shape: tuple[Any, ...]
+) -> None:
+    members, copies, rows, layer_norm, hidden, out = shape
+    net = _stack(members, copies, layer_norm, hidden, out)
+    ours = _pass(net, rows, torch.float32, frozen=False, copies=None, precision="bf16")
+    theirs = _pass(net, rows, torch.float64, frozen=False, copies=None, through=_rounded_stack)
+    for a, b in zip(ours, theirs, strict=True):
+        # a sum that float32 ends on the other side of a tie is another bfloat16 in the next layer
+        assert float((a.double() - b).norm()) < 2e-4 * float(b.norm()), tuple(b.shape)
 
 
 @needs_kernels
