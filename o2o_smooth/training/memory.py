@@ -93,8 +93,8 @@ READER = 60 * MIB
 """The process that reads an HDF5 file first."""
 WORKER, WORKER_TORCH = 18 * MIB, 155 * MIB
 """An environment's own process; one that imports torch, because the user's script does."""
-COMPILER, COMPILER_PROCESSES = 200 * MIB, 300 * MIB
-"""torch.compile in this process, and the C++ compilers that it starts."""
+COMPILER, COMPILER_PROCESSES = 200 * MIB, 550 * MIB
+"""torch.compile in this process, and the C++ compilers that it starts: one for headers, then two for its graphs."""
 CUDA_HOST, CUDA_DEVICE = 600 * MIB, 600 * MIB
 """Driver, context and libraries of a GPU. Not measured by `--measure`."""
 SINKS = {"wandb": 120 * MIB, "tensorboard": 60 * MIB}
@@ -395,7 +395,13 @@ def _rest(config: RunConfig[Any], on_device: bool) -> list[Part]:
     if decide(config.compile, torch.device("cuda" if on_device else "cpu"), updates):
         parts += [
             Part("torch.compile", COMPILER, phases=LEARNING),
-            Part("C++ compilers", COMPILER_PROCESSES, detail="at first updates", phases=("updates",), elsewhere=True),
+            Part(
+                "C++ compilers",
+                COMPILER_PROCESSES,
+                detail="until first updates are done",
+                phases=("loading", "updates"),
+                elsewhere=True,
+            ),
         ]
     for name, size in SINKS.items():
         if getattr(config, name):
