@@ -116,11 +116,13 @@ def test_every_variable_of_ours_is_told() -> None:
 
 def test_bf16_is_advised_where_it_pays() -> None:
     amx, avx = frozenset({"avx512f", "avx512_bf16", "amx_bf16"}), frozenset({"avx512f", "avx512_bf16"})
-    assert "bf16 matmuls pay" in precision_advice(amx)
-    assert "nearly twice as fast" in precision_advice(avx)
-    assert "CPU: fp32" in precision_advice(frozenset({"avx2"}))
-    assert "GPU 8.0: bf16 pays" in precision_advice(avx, (8, 0))
-    assert "GPU 7.5: fp32" in precision_advice(avx, (7, 5))
+    assert "bf16 matmuls pay" in precision_advice(amx, "blas")
+    assert "2 times as fast" in precision_advice(avx, "dots")
+    assert "gcc 10" in precision_advice(avx, "rounded")
+    assert "native kernels" in precision_advice(avx, None)
+    assert "CPU: fp32; without units" in precision_advice(frozenset({"avx2"}), "rounded")
+    assert "GPU 8.0: bf16 pays" in precision_advice(avx, "dots", (8, 0))
+    assert "GPU 7.5: fp32" in precision_advice(avx, "dots", (7, 5))
 
 
 def test_the_processor_is_read_from_its_description(tmp_path: Path) -> None:

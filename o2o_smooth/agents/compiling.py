@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextvars
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +25,9 @@ from o2o_smooth.kernels.cpu import unavailable
 
 _log = logging.getLogger(__name__)
 _headers_begun = threading.Event()
+_alone = threading.RLock()  # what is replaced in torch has to be put back by whoever replaced it
+_UNFINISHED = b"gpcWrite"  # the GNU compiler's mark, until a header is whole
+_LONGER_THAN_IT_TAKES_S = 120.0
 _ANY_KERNEL = '#include <torch/csrc/inductor/cpp_prefix.h>\nextern "C" void kernel(float* out) { out[0] = 0.0f; }\n'
 
 
@@ -51,7 +56,7 @@ def _trusting() -> Iterator[None]:
     if unavailable() is not None or getattr(config.cpp, "vec_isa_ok", True) is not None:
         yield
         return
-    with config.patch({"cpp.vec_isa_ok": True}), _without_probes():
+    with _alone, config.patch({"cpp.vec_isa_ok": True}), _without_probes():
         yield
 
 
@@ -93,21 +98,35 @@ def begin_headers() -> None:
     try:
         import torch.utils._filelock
         import torch.utils.cpp_extension  # noqa: F401
-        from torch._inductor.codecache import CppPythonBindingsCodeCache
+        from torch._inductor import codecache
         from torch._inductor.cpu_vec_isa import pick_vec_isa
 
         with _trusting():
             pick_vec_isa()  # keeps what it found, and is not made for two threads at once
             run = contextvars.copy_context().run  # settings of torch's compiler are the thread's own: it gets these
-        load = CppPythonBindingsCodeCache.load_pybinding_async
-    except (ImportError, AttributeError) as problem:
+        load, folder = codecache.CppPythonBindingsCodeCache.load_pybinding_async, Path(codecache._HEADER_DIR)
+    except Exception as problem:  # no C++ compiler, no folder for its cache: the first compilation says so
         _log.debug("torch's headers are not compiled ahead: %s", problem)
         return
-    threading.Thread(target=run, args=(_compile_headers, load), name="torch-headers", daemon=True).start()
+    threading.Thread(target=run, args=(_compile_headers, load, folder), name="torch-headers", daemon=True).start()
 
 
-def _compile_headers(load: Callable[..., Any]) -> None:
+def _compile_headers(load: Callable[..., Any], folder: Path) -> None:
     try:
+        remove_unfinished(folder)
         load(["float*"], _ANY_KERNEL)  # compiles the headers that this kernel would need, not the kernel
     except Exception as problem:  # torch, which will try the same, says what is wrong
         _log.debug("torch's headers could not be compiled ahead: %s", problem)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove headers that a killed compiler has left.
+
+    It writes where torch looks for them, torch takes what is there for whole, and the compiler would then read the
+    text of thousands of headers again for every kernel, for good.
+    """
+    for header in folder.glob("*.gch"):
+        with header.open("rb") as file:
+            begun = file.read(len(_UNFINISHED)) == _UNFINISHED
+        if begun and time.time() - header.stat().st_mtime > _LONGER_THAN_IT_TAKES_S:
+            header.unlink(missing_ok=True)

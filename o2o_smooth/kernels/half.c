@@ -1,6 +1,6 @@
 /* Matrix products of float32 matrices whose elements are rounded to bfloat16 on the way, with sums in float32.
  *
- * Three ways, the same numbers but for the order of the sums:
+ * Three ways, the same numbers but for the order of the sums (and DOTS takes what is below 1e-38 for zero):
  *   DOTS     the processor multiplies pairs of bfloat16 (AVX-512 BF16),
  *   BLAS     the BLAS does, which knows the processor's tiles (AMX),
  *   ROUNDED  neither can: operands are rounded and multiplied in float32, no faster than float32 itself.

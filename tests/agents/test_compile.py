@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -197,6 +198,54 @@ def test_headers_are_begun_once_with_the_callers_settings_and_cannot_hurt(monkey
     assert called.wait(60)
     assert [settings for settings, _ in seen] == [(True, 256)]
     assert "cpp_prefix.h" in seen[0][1]
+
+
+def test_headers_that_cannot_be_begun_leave_the_agent_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpu_vec_isa
+
+    def broken() -> None:
+        raise OSError("no C++ compiler")
+
+    monkeypatch.setattr(compiling, "unavailable", lambda: None)
+    monkeypatch.setattr(compiling, "_headers_begun", threading.Event())
+    monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", broken)
+    assert _agent("iql", "sac", compile=True).compile
+
+
+def test_headers_that_a_killed_compiler_left_are_removed(tmp_path: Path) -> None:
+    for name, content, age in (("left", b"gpcWrite..", 600), ("whole", b"gpch.014..", 600), ("now", b"gpcWrite..", 0)):
+        (tmp_path / f"{name}.h.gch").write_bytes(content)
+        then = time.time() - age
+        os.utime(tmp_path / f"{name}.h.gch", (then, then))
+    compiling.remove_unfinished(tmp_path)
+    compiling.remove_unfinished(tmp_path / "absent")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["now.h.gch", "whole.h.gch"]
+
+
+def test_what_two_threads_replace_in_the_compiler_is_put_back() -> None:
+    from torch._inductor.cpu_vec_isa import VecISA
+
+    before = VecISA.check_build
+    first_in, second_in, first_out = threading.Event(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with compiling._trusting():
+            first_in.set()
+            second_in.wait(0.5)
+        first_out.set()
+
+    def second() -> None:
+        first_in.wait()
+        with compiling._trusting():
+            second_in.set()
+            first_out.wait(0.5)
+
+    threads = [threading.Thread(target=f) for f in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert VecISA.check_build is before
 
 
 @pytest.mark.skipif(unavailable() is not None, reason=f"native kernels: {unavailable()}")
