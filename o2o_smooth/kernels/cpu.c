@@ -14,11 +14,16 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 
 #define MAX_LAYERS 16
 #define BLOCK 128   /* rows that one thread takes through all layers: with 256 features they fit a second-level cache */
 #define CHUNK 256   /* rows between two halves of a backward pass: their gradients stay in the cache in between */
 #define MIN_BLOCK 16 /* below this many rows a matrix product is slow */
+#define FAR (16 << 20) /* bytes: a pass that leaves more finds none of it in the caches when it comes back */
+#define ROOM (BLOCK * 1024) /* floats of a layer that a thread keeps meanwhile */
 #define LN_EPS 1e-5f
 
 typedef struct {
@@ -158,13 +163,27 @@ static void last_layer(const float *restrict h, const float *restrict w, const f
         for (int64_t j = 0; j < width; j++) out[r * width + j] += b[j];
 }
 
+static __thread float rooms[2][ROOM] __attribute__((aligned(64)));
+
+/* A copy that passes by the caches: an ordinary store would first read what it overwrites. */
+static void put_away(float *restrict to, const float *restrict from, int64_t count) {
+#ifdef __AVX__
+    if ((uintptr_t)to % 32 == 0 && count % 8 == 0) {
+        for (int64_t i = 0; i < count; i += 8) _mm256_stream_ps(to + i, _mm256_loadu_ps(from + i));
+        _mm_sfence(); /* others read it after an ordinary store tells them that it is there */
+        return;
+    }
+#endif
+    memcpy(to, from, (size_t)count * sizeof(float));
+}
+
 static void forward_block(const Net *net, const Saved *s, int64_t g, int64_t r0, int64_t n, int64_t rows,
-                          const float *x, int64_t row_stride, int64_t member_stride, float *out) {
+                          const float *x, int64_t row_stride, int64_t member_stride, float *out, int far) {
     const float *input = x + (g / net->used) * member_stride + r0 * row_stride;
     int64_t stride = row_stride, last = net->layers - 1, k = home(net, g);
     for (int64_t l = 0; l < last; l++) {
         int64_t in = net->dims[l], width = net->dims[l + 1], at = g * rows + r0;
-        float *h = s->h[l] + at * width;
+        float *kept = s->h[l] + at * width, *h = far ? rooms[l % 2] : kept;
         gemm((int)net->half, (int)n, (int)width, (int)in, input, (int)stride, net->w[l] + k * in * width, h);
         const float *b = net->b[l] + k * width;
         if (net->layer_norm)
@@ -172,6 +191,7 @@ static void forward_block(const Net *net, const Saved *s, int64_t g, int64_t r0,
                            s->rstd[l] + at, n, width);
         else
             bias_relu(h, b, n, width);
+        if (far) put_away(kept, h, n * width);
         input = h;
         stride = width;
     }
@@ -186,12 +206,14 @@ typedef struct {
     const float *x;
     float *out;
     int64_t row_stride, member_stride, rows, block, blocks;
+    int far;
 } Forward;
 
 static void forward_task(void *argument, int64_t t) {
     const Forward *f = argument;
     int64_t r0 = (t % f->blocks) * f->block, n = f->rows - r0 < f->block ? f->rows - r0 : f->block;
-    forward_block(f->net, &f->s, t / f->blocks, r0, n, f->rows, f->x, f->row_stride, f->member_stride, f->out);
+    forward_block(f->net, &f->s, t / f->blocks, r0, n, f->rows, f->x, f->row_stride, f->member_stride, f->out,
+                  f->far);
 }
 
 /* out (groups, rows, out) from x (members, rows, in); rows of x may lie apart. Fills `saved`. */
@@ -201,7 +223,9 @@ void o2o_forward(const Net *net, const float *x, int64_t row_stride, int64_t mem
     /* Fewer blocks than threads would leave some idle. */
     while (threads > 1 && block > MIN_BLOCK && groups * ((rows + block - 1) / block) < threads) block /= 2;
     Forward f = {.net = net, .s = layout(net, saved, rows), .x = x, .out = out, .row_stride = row_stride,
-                 .member_stride = member_stride, .rows = rows, .block = block, .blocks = (rows + block - 1) / block};
+                 .member_stride = member_stride, .rows = rows, .block = block, .blocks = (rows + block - 1) / block,
+                 .far = o2o_saved(net, rows) * (int64_t)sizeof(float) > FAR};
+    for (int64_t l = 1; l < net->layers; l++) f.far = f.far && block * net->dims[l] <= ROOM;
     share(threads, groups * f.blocks, forward_task, &f);
 }
 

@@ -238,6 +238,25 @@ def test_rows_that_lie_apart_are_read_where_they_are() -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_a_pass_that_no_cache_holds_is_that_of_its_parts(layer_norm: bool, precision: Precision) -> None:
+    """Beyond 16 MiB activations pass by the caches; the same rows in two passes stay below."""
+    net = _stack(1, 2, layer_norm, (256, 248), 1)
+    net.precision = precision
+    rows = 4096 if layer_norm else 8192
+    x = torch.randn(1, rows, 23, generator=torch.Generator().manual_seed(5))
+    halves = x.chunk(2, dim=1)
+    whole = net(x)
+    parts = [net(half) for half in halves]
+    assert torch.equal(whole, torch.cat(parts, dim=2))
+    together = torch.autograd.grad(whole.square().mean(), list(net.parameters()))
+    apart = torch.autograd.grad(torch.stack([part.square().mean() for part in parts]).mean(), list(net.parameters()))
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@needs_kernels
 def test_nan_stays_nan() -> None:
     net = _stack(1, 2, False, (16, 16), 1)
     x = torch.zeros(1, 4, 23)
