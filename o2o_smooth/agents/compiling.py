@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import os
+import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,8 +126,12 @@ def remove_unfinished(folder: Path) -> None:
     It writes where torch looks for them, torch takes what is there for whole, and the compiler would then read the
     text of thousands of headers again for every kernel, for good.
     """
-    for header in folder.glob("*.gch"):
+    if not (found := list(folder.glob("*.gch"))):
+        return
+    with tempfile.TemporaryFile(dir=folder) as file:
+        now = os.fstat(file.fileno()).st_mtime  # by the clock that the headers' times are from
+    for header in found:
         with header.open("rb") as file:
             begun = file.read(len(_UNFINISHED)) == _UNFINISHED
-        if begun and time.time() - header.stat().st_mtime > _LONGER_THAN_IT_TAKES_S:
+        if begun and now - header.stat().st_mtime > _LONGER_THAN_IT_TAKES_S:
             header.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """Compiling the native kernels, once per machine, into the user's cache.
 
-The library is built on first use (about two seconds) with the C compiler that is there, for the processor that is
+The library is built on first use (about three seconds) with the C compiler that is there, for the processor that is
 there, and found again by the hash of everything that it depends on. Where it cannot be built the learner goes on in
 plain torch, slower, and `unavailable` says why.
 """
