@@ -87,8 +87,6 @@ LIBRARIES = 240 * MIB
 """Python with torch and all that a run imports, where the memory of this process cannot be told."""
 KERNELS = 56 * MIB
 """Code and buffers that the first updates bring in."""
-KERNELS_COMPILER = 180 * MIB
-"""What builds them, once a machine."""
 PICTURE = 50 * MIB
 """matplotlib, at the end."""
 READER = 60 * MIB
@@ -391,7 +389,6 @@ def _script_imports_torch() -> bool:
 def _rest(config: RunConfig[Any], on_device: bool) -> list[Part]:
     parts = [
         Part("kernels and threads", KERNELS, detail="come with the first updates", phases=LEARNING),
-        Part("C compiler", KERNELS_COMPILER, detail="builds the kernels, once", phases=("loading",), elsewhere=True),
         Part("picture", PICTURE, detail="matplotlib at the end", phases=("saving",)),
     ]
     updates = config.offline_updates + int(config.online_steps * config.utd)

@@ -40,7 +40,7 @@ from o2o_smooth.files import written_whole
 RECORD = "slurm.json"
 TOOLS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 MARGIN_S = 30  # between the end of the grace and Slurm's own kill
-BESIDE_MB = 128  # of memory, for the processes around a job's command
+BESIDE_MB = 320  # of memory, for the processes around a job's command, and the C compiler that builds the kernels
 RESOLUTION_S = 60  # by which Slurm's signal may come early
 HUNGRY = re.compile(r"exceeded (?:job )?memory limit|oom[ _-]kill", re.IGNORECASE)  # what slurmstepd says
 TAIL, LINE = 4000, 200  # characters of its output that are looked at, and that are told

@@ -94,7 +94,7 @@ def test_options_reach_the_script_and_endings_are_told(cluster: ModuleType, tmp_
         "mem": "1536M",
     }
     assert "requeue" in first
-    assert second["mem"] == "2176M"
+    assert second["mem"] == "2368M"
     assert "gpus-per-node" not in second
     assert counted(done) == [0, 1, 2]
 
