@@ -22,7 +22,9 @@ from torch import Tensor
 
 from o2o_smooth.agents.base import Agent
 from o2o_smooth.agents.config import AgentConfig, SACObjectiveConfig, TD3ObjectiveConfig, require_range
+from o2o_smooth.agents.heads import td_error
 from o2o_smooth.agents.networks import Networks
+from o2o_smooth.agents.pushed import soft_maximum, values
 from o2o_smooth.agents.sac import SACObjective
 from o2o_smooth.agents.settings import Settings
 from o2o_smooth.agents.td3 import TD3Objective
@@ -87,17 +89,11 @@ class CQLObjective(SACObjective):
         if not self.cql.max_target_backup:
             return super().critic_target(batch, noise)
         action, log_prob = self.networks.actor.sample(batch.next_obs, noise["next"])  # (M, n, B, A), (M, n, B)
-        q, best = self.q_of_many(batch.next_obs, action, target=True).amin(1).max(1)  # (M, B): min over E, max over n
+        q = values(self.networks.target_critic, batch.next_obs, action)  # (M, E, n, B)
+        q, best = q.amin(1).max(1)  # (M, B)
         if self.config.backup_entropy:
             q = q - self.networks.alpha[:, None] * log_prob.gather(1, best[:, None]).squeeze(1)
         return batch.reward + self.discount * (1.0 - batch.terminated) * q
-
-    def q_of_many(self, obs: Tensor, action: Tensor, *, target: bool = False) -> Tensor:
-        """Critics at several actions per state: (M, B, O), (M, n, B, A) -> (M, E, n, B)."""
-        n = action.shape[1]
-        wide = obs.unsqueeze(1).expand(-1, n, -1, -1).flatten(1, 2)  # (M, n B, O)
-        q = (self.networks.target_q if target else self.networks.q)(wide, action.flatten(1, 2))
-        return q.view(*q.shape[:2], n, -1)
 
     def critic_loss(self, batch: Batch, noise: Noise, target: Tensor | None = None) -> Term:
         """Bellman error plus the conservative penalty (arXiv 2006.04779, eq. 4 with the R = H variant)."""
@@ -111,26 +107,22 @@ class CQLObjective(SACObjective):
             actions = torch.cat([uniform, current, following], 1)  # (M, 3n, B, A)
             log_density = torch.cat([log_uniform, log_current, log_following], 1)  # (M, 3n, B)
         q = self.networks.q(batch.obs, batch.action)  # (M, E, B)
-        q_many = self.q_of_many(batch.obs, actions)  # (M, E, 3n, B)
-        if self.cql.calibrated:
-            n = uniform.shape[1]
-            bound = batch.mc_return[:, None, None]
-            q_many = torch.cat([q_many[:, :, :n], torch.maximum(q_many[:, :, n:], bound)], 2)
-        pushed_down = torch.logsumexp(q_many - log_density[:, None], 2)  # (M, E, B)
-        gap = (pushed_down - q).mean(-1)  # (M, E)
-        td = (q - target[:, None]).square().mean(-1)  # (M, E)
+        bound = batch.mc_return if self.cql.calibrated else None
+        pushed_down = soft_maximum(self.networks.critic, batch.obs, actions, log_density, bound, uniform.shape[1])
+        gap = pushed_down - q.mean(-1)  # (M, E)
+        td = td_error(q, target)  # (M,), a sum over the ensemble
         info = {
             "critic/q": q.detach(),
             "critic/target": target,
             "critic/cql": gap.detach(),
         }
         if self.networks.log_multiplier is None or self.cql.cql_target_gap is None:
-            return Term((td + self.cql.cql_weight * gap).sum(-1), info)
+            return Term(td + (self.cql.cql_weight * gap).sum(-1), info)
         multiplier = self.networks.log_multiplier.exp().clamp(max=1e6)[:, None]  # (M, 1)
         excess = self.cql.cql_weight * (gap - self.cql.cql_target_gap)
         # The critic descends on the penalty, the multiplier ascends on it: one loss with two detached products.
-        loss = td + multiplier.detach() * excess - multiplier * excess.detach()
-        return Term(loss.sum(-1), {**info, "critic/multiplier": multiplier.detach().squeeze(-1)})
+        penalty = (multiplier.detach() * excess - multiplier * excess.detach()).sum(-1)
+        return Term(td + penalty, {**info, "critic/multiplier": multiplier.detach().squeeze(-1)})
 
 
 class CQL(Agent):

@@ -75,6 +75,11 @@ class MLP(nn.Module):
         self.parts = tuple(self.weights), tuple(self.biases), tuple(self.gains), tuple(self.shifts)
         return self
 
+    def anchor(self) -> Tensor:
+        """What stands for the parameters in the graph where gradients are deposited; see `stacked.Deposit`."""
+        self.deposit = self.deposit or Deposit(self)
+        return self.deposit.anchor
+
     def forward(self, x: Tensor, *, frozen: bool = False, copies: int | None = None) -> Tensor:
         """Evaluate all copies, or the first ones.
 

@@ -6,8 +6,8 @@ that a compiled step keeps them and fuses the losses around them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from o2o_smooth.kernels.cpu import Gradients, StackedNet, Workspace, layer_sizes
 if TYPE_CHECKING:
     from o2o_smooth.agents.networks import MLP
 
+Taken = TypeVar("Taken")
 Parts = Sequence[Sequence[Tensor]]  # weights, biases, gains and shifts of the layers
 _ready: bool | None = None
 
@@ -43,14 +44,13 @@ def stacked_forward(mlp: MLP, x: Tensor, *, frozen: bool, copies: int) -> Tensor
     if x.stride(2) != 1:
         x = x.contiguous()
     if not torch.is_grad_enabled():
-        return _bound(mlp).forward(x, copies, half=half)[0]
+        return bound_net(mlp).forward(x, copies, half=half)[0]
     if copies < mlp.copies and not frozen:
         raise ValueError("fewer copies than all have no gradients of the parameters here; use frozen=True")
     if frozen:
         parameters: list[Tensor] = []
     elif mlp.depositing:
-        mlp.deposit = mlp.deposit or Deposit(mlp)
-        parameters = [mlp.deposit.anchor]
+        parameters = [mlp.anchor()]
     else:
         parameters = [p for part in mlp.parts for p in part]
     function: Any = _Stacked
@@ -58,7 +58,8 @@ def stacked_forward(mlp: MLP, x: Tensor, *, frozen: bool, copies: int) -> Tensor
     return result
 
 
-def _bound(mlp: MLP) -> StackedNet:
+def bound_net(mlp: MLP) -> StackedNet:
+    """The kernels' view of a stack, at the parameters that it has now."""
     if mlp.native is None:
         mlp.native = StackedNet(mlp.members, mlp.copies, layer_sizes(mlp.parts[0]), layer_norm=mlp.layer_norm)
     mlp.native.bind(mlp.parts)
@@ -70,7 +71,7 @@ class _Stacked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mlp: MLP, copies: int, half: bool, *parameters: Tensor) -> Tensor:
-        out, saved = _bound(mlp).forward(x, copies, half=half)
+        out, saved = bound_net(mlp).forward(x, copies, half=half)
         ctx.mlp, ctx.saved, ctx.half = mlp, saved, half
         ctx.deposit = mlp.deposit if parameters and mlp.depositing else None
         ctx.save_for_backward(x)
@@ -85,7 +86,7 @@ class _Stacked(torch.autograd.Function):
             dx = ctx.deposit.backward(mlp, x, ctx.saved, grads[0], learns=learns, want_input=wants[0], half=half)
             return dx, None, None, None, None
         made = Gradients(mlp.parts) if learns else None
-        dx = _bound(mlp).backward(x, ctx.saved, grads[0], made, want_input=wants[0], half=half)
+        dx = bound_net(mlp).backward(x, ctx.saved, grads[0], made, want_input=wants[0], half=half)
         return (dx, None, None, None, *([None] * (len(wants) - 4) if made is None else made.tensors))
 
 
@@ -108,15 +109,22 @@ class Deposit:
     ) -> Tensor | None:
         """As `StackedNet.backward`; adds to `.grad` where the update has been here before."""
         if not learns:
-            return _bound(mlp).backward(x, saved, grad, None, want_input=want_input, half=half)
+            return bound_net(mlp).backward(x, saved, grad, None, want_input=want_input, half=half)
+        net = bound_net(mlp)
+        return self.take(
+            mlp, lambda into, add: net.backward(x, saved, grad, into, want_input=want_input, add=add, half=half)
+        )
+
+    def take(self, mlp: MLP, give: Callable[[Gradients, bool], Taken]) -> Taken:
+        """Have gradients put here, or added where the update has put some before; then they are the stack's `.grad`."""
         again = mlp.parts[0][0].grad is not None
-        dx = _bound(mlp).backward(x, saved, grad, self.gradients, want_input=want_input, add=again, half=half)
+        result = give(self.gradients, again)
         if not again:
             for parameter, gradient in zip(
                 (p for part in mlp.parts for p in part), self.gradients.tensors, strict=True
             ):
                 parameter.grad = gradient
-        return dx
+        return result
 
 
 # The same as operators, for compiled graphs

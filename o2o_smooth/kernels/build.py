@@ -26,7 +26,7 @@ from o2o_smooth.kernels import calls
 
 SWITCH = "O2O_SMOOTH_KERNELS"  # 0 leaves the kernels out
 CACHE = "O2O_SMOOTH_CACHE"
-SOURCES = ("pool", "half", "cpu", "heads", "rows", "small")
+SOURCES = ("pool", "half", "cpu", "heads", "pushed", "rows", "small")
 FLAGS = (
     *("-O3", "-march=native", "-std=c11", "-fPIC", "-fopenmp"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),

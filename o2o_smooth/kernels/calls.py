@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 SIGNATURES: Mapping[str, str] = {
     "forward": "ppiiippn",
     "backward": "ppiiippppppppnn",
+    "pushed": "ppiipippiiiipppn",
+    "pushed_back": "ppipppppnn",
     "adam": "piifffn",
     "encode": "ppppiiiippppfpp",
     "td_error": "ppiiipp",

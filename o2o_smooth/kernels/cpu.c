@@ -32,6 +32,7 @@ typedef struct {
     int64_t half; /* whether the hidden layers' products are of bfloat16 */
     int64_t dims[MAX_LAYERS + 1];
     float *w[MAX_LAYERS], *b[MAX_LAYERS], *gain[MAX_LAYERS], *shift[MAX_LAYERS];
+    uint32_t *ready[MAX_LAYERS], *turned[MAX_LAYERS]; /* of one network: w and its transpose by half_ready, or none */
 } Net;
 
 void o2o_init(void *sgemm, void *hgemm, void *set_num_threads_local) {
@@ -41,19 +42,21 @@ void o2o_init(void *sgemm, void *hgemm, void *set_num_threads_local) {
 }
 
 /* c (m, n) = a (m, k) b (k, n) */
-static void gemm(int half, int m, int n, int k, const float *a, int lda, const float *b, float *c) {
+static void gemm(int half, int m, int n, int k, const float *a, int lda, const float *b, const uint32_t *ready,
+                 float *c) {
     const float one = 1.0f, zero = 0.0f;
     if (half)
-        half_product(m, n, k, (Matrix){a, lda, 1}, (Matrix){b, n, 1}, c, n, 0);
+        half_product(m, n, k, (Matrix){a, lda, 1}, (Matrix){b, n, 1}, ready, c, n, 0);
     else
         sgemm_("N", "N", &n, &m, &k, &one, b, &n, a, &lda, &zero, c, &n);
 }
 
 /* c (m, k) = a (m, n) b (k, n)^T */
-static void gemm_bt(int half, int m, int n, int k, const float *a, const float *b, float *c, int ldc) {
+static void gemm_bt(int half, int m, int n, int k, const float *a, const float *b, const uint32_t *ready, float *c,
+                    int ldc) {
     const float one = 1.0f, zero = 0.0f;
     if (half)
-        half_product(m, k, n, (Matrix){a, n, 1}, (Matrix){b, 1, n}, c, ldc, 0);
+        half_product(m, k, n, (Matrix){a, n, 1}, (Matrix){b, 1, n}, ready, c, ldc, 0);
     else
         sgemm_("T", "N", &k, &m, &n, &one, b, &n, a, &n, &zero, c, &ldc);
 }
@@ -62,7 +65,7 @@ static void gemm_bt(int half, int m, int n, int k, const float *a, const float *
 static void gemm_at(int half, int m, int n, int k, const float *a, int lda, const float *b, float *c, int add) {
     const float one = 1.0f, beta = add ? 1.0f : 0.0f;
     if (half)
-        half_product(k, n, m, (Matrix){a, 1, lda}, (Matrix){b, n, 1}, c, n, add);
+        half_product(k, n, m, (Matrix){a, 1, lda}, (Matrix){b, n, 1}, 0, c, n, add);
     else
         sgemm_("N", "T", &n, &k, &m, &one, b, &n, a, &lda, &beta, c, &n);
 }
@@ -158,7 +161,7 @@ static void last_layer(const float *restrict h, const float *restrict w, const f
         }
         return;
     }
-    gemm(0, (int)rows, (int)width, (int)in, h, (int)in, w, out);
+    gemm(0, (int)rows, (int)width, (int)in, h, (int)in, w, 0, out);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t j = 0; j < width; j++) out[r * width + j] += b[j];
 }
@@ -177,27 +180,31 @@ static void put_away(float *restrict to, const float *restrict from, int64_t cou
     memcpy(to, from, (size_t)count * sizeof(float));
 }
 
-static void forward_block(const Net *net, const Saved *s, int64_t g, int64_t r0, int64_t n, int64_t rows,
-                          const float *x, int64_t row_stride, int64_t member_stride, float *out, int far) {
-    const float *input = x + (g / net->used) * member_stride + r0 * row_stride;
-    int64_t stride = row_stride, last = net->layers - 1, k = home(net, g);
-    for (int64_t l = 0; l < last; l++) {
-        int64_t in = net->dims[l], width = net->dims[l + 1], at = g * rows + r0;
+/* What follows the product of hidden layer l, in place: the bias, LayerNorm, the ReLU. `at` is the first row's number. */
+static void activate(const Net *net, const Saved *s, int64_t l, int64_t k, int64_t at, int64_t n, const float *b, float *h) {
+    int64_t width = net->dims[l + 1];
+    if (net->layer_norm)
+        bias_norm_relu(h, b, net->gain[l] + k * width, net->shift[l] + k * width, s->norm[l] + at * width,
+                       s->rstd[l] + at, n, width);
+    else
+        bias_relu(h, b, n, width);
+}
+
+/* Layers from `first` on, of n rows from r0 on; `input` is what goes into the first of them. */
+static void forward_block(const Net *net, const Saved *s, int64_t g, int64_t first, int64_t r0, int64_t n, int64_t rows,
+                          const float *input, int64_t stride, float *out, int far) {
+    int64_t last = net->layers - 1, k = home(net, g), at = g * rows + r0;
+    for (int64_t l = first; l < last; l++) {
+        int64_t in = net->dims[l], width = net->dims[l + 1];
         float *kept = s->h[l] + at * width, *h = far ? rooms[l % 2] : kept;
-        gemm((int)net->half, (int)n, (int)width, (int)in, input, (int)stride, net->w[l] + k * in * width, h);
-        const float *b = net->b[l] + k * width;
-        if (net->layer_norm)
-            bias_norm_relu(h, b, net->gain[l] + k * width, net->shift[l] + k * width, s->norm[l] + at * width,
-                           s->rstd[l] + at, n, width);
-        else
-            bias_relu(h, b, n, width);
+        gemm((int)net->half, (int)n, (int)width, (int)in, input, (int)stride, net->w[l] + k * in * width, net->ready[l], h);
+        activate(net, s, l, k, at, n, net->b[l] + k * width, h);
         if (far) put_away(kept, h, n * width);
         input = h;
         stride = width;
     }
     int64_t in = net->dims[last], width = net->dims[last + 1];
-    last_layer(input, net->w[last] + k * in * width, net->b[last] + k * width, out + (g * rows + r0) * width, n, in,
-               width);
+    last_layer(input, net->w[last] + k * in * width, net->b[last] + k * width, out + at * width, n, in, width);
 }
 
 typedef struct {
@@ -212,8 +219,9 @@ typedef struct {
 static void forward_task(void *argument, int64_t t) {
     const Forward *f = argument;
     int64_t r0 = (t % f->blocks) * f->block, n = f->rows - r0 < f->block ? f->rows - r0 : f->block;
-    forward_block(f->net, &f->s, t / f->blocks, r0, n, f->rows, f->x, f->row_stride, f->member_stride, f->out,
-                  f->far);
+    int64_t g = t / f->blocks;
+    const float *input = f->x + (g / f->net->used) * f->member_stride + r0 * f->row_stride;
+    forward_block(f->net, &f->s, g, 0, r0, n, f->rows, input, f->row_stride, f->out, f->far);
 }
 
 /* out (groups, rows, out) from x (members, rows, in); rows of x may lie apart. Fills `saved`. */
@@ -306,7 +314,7 @@ static void descend(const Pass *p, int64_t g, int64_t from, int64_t r0, int64_t 
         if (width == 1) {
             one_back(d, w, h, below, n, in);
         } else {
-            gemm_bt(net->half && l < last, (int)n, (int)width, (int)in, d, w, below, (int)in);
+            gemm_bt(net->half && l < last, (int)n, (int)width, (int)in, d, w, net->turned[l], below, (int)in);
             relu_back(below, h, n * in);
         }
         if (net->layer_norm) {
@@ -321,7 +329,7 @@ static void descend(const Pass *p, int64_t g, int64_t from, int64_t r0, int64_t 
     }
     if (p->dx) {
         int64_t in = net->dims[0], width = net->dims[1];
-        gemm_bt((int)net->half, (int)n, (int)width, (int)in, d, net->w[0] + k * in * width,
+        gemm_bt((int)net->half, (int)n, (int)width, (int)in, d, net->w[0] + k * in * width, net->turned[0],
                 p->dx + (g * p->rows + r0) * in, (int)in);
     }
 }

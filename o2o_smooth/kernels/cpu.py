@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ class _Net(ctypes.Structure):
         ("b", _POINTERS),
         ("gain", _POINTERS),
         ("shift", _POINTERS),
+        ("ready", _POINTERS),
+        ("turned", _POINTERS),
     )
 
 
@@ -80,6 +82,9 @@ def library() -> ctypes.CDLL:
     lib.o2o_half_way.argtypes, lib.o2o_half_way.restype = [ctypes.c_int], ctypes.c_int
     lib.o2o_saved.argtypes, lib.o2o_saved.restype = [pointer, i64], i64
     lib.o2o_scratch.argtypes, lib.o2o_scratch.restype = [pointer, i64], i64
+    lib.o2o_pushed_parts.argtypes, lib.o2o_pushed_parts.restype = [pointer, i64, i64, ctypes.c_int], i64
+    lib.o2o_pushed_gradient.argtypes, lib.o2o_pushed_gradient.restype = [pointer, i64], i64
+    lib.o2o_pushed_room.argtypes, lib.o2o_pushed_room.restype = [pointer, *[i64] * 4, ctypes.c_int], i64
     u64 = ctypes.c_uint64
     lib.o2o_integers.argtypes = [pointer, u64, u64, i64, i64, i64, ctypes.c_uint32, pointer]
     lib.o2o_integers.restype = None
@@ -184,6 +189,21 @@ def all_threads() -> Iterator[None]:
 
 
 _NOWHERE = (None,) * 4
+
+
+class Tried(NamedTuple):
+    """Actions tried in states; float32, contiguous but for the rows of `obs`, which may lie apart."""
+
+    obs: Tensor
+    """(M, B, O)."""
+    action: Tensor
+    """(M, J, B, A)."""
+    log_density: Tensor
+    """Of the actions, (M, J, B)."""
+    bound: Tensor | None
+    """(M, B); from the `bounded`-th action on, values below it count as it."""
+    bounded: int
+    half: bool
 
 
 class Gradients:
@@ -313,6 +333,45 @@ class StackedNet:
         if dx is not None:
             dx = dx.squeeze(1) if copies == 1 else dx.sum(1)
         return dx
+
+    def soft_maximum(self, tried: Tried) -> tuple[Tensor, Workspace, int]:
+        """Of each network, the mean over states of log sum_j exp(value_j - log density_j), (M, E), and its gradient.
+
+        The gradient comes in shares that `soft_maximum_back` adds up; their number is the third result.
+        """
+        obs, action, bound = tried.obs, tried.action, tried.bound
+        count, rows, dim = action.shape[1:]
+        net = self._view(rows, self.copies, tried.half)[0]
+        parts: int = self.lib.o2o_pushed_parts(net, rows, count, threads())
+        gradient = Workspace(self.lib.o2o_pushed_gradient(net, parts))
+        room = Workspace(self.lib.o2o_pushed_room(net, rows, count, dim, parts, threads()))
+        out = torch.empty((self.members, self.copies), dtype=torch.float32)
+        self.lib.o2o_pushed(
+            net,
+            obs.data_ptr(),
+            obs.stride(1),
+            obs.stride(0),
+            action.data_ptr(),
+            dim,
+            tried.log_density.data_ptr(),
+            None if bound is None else bound.data_ptr(),
+            tried.bounded,
+            rows,
+            count,
+            parts,
+            room.pointer,
+            gradient.pointer,
+            out.data_ptr(),
+            threads(),
+        )
+        return out, gradient, parts
+
+    def soft_maximum_back(
+        self, gradient: Workspace, parts: int, above: Tensor, into: Gradients, *, add: bool = False
+    ) -> None:
+        """Put the gradients of `soft_maximum`, times those of its results, (M, E), into the parameters'."""
+        net = self._view(1, self.copies, half=False)[0]
+        self.lib.o2o_pushed_back(net, gradient.pointer, parts, above.data_ptr(), *into.pointers, int(add), threads())
 
 
 class AdamSlots:

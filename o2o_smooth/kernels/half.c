@@ -204,8 +204,18 @@ static const struct {
     tile_t narrow, wide; /* up to 32 columns, up to PANEL */
 } TILES[] = {{6, tile_6_2, tile_6_4}, {4, tile_4_2, tile_4_4}, {2, tile_2_2, tile_2_4}, {1, tile_1_2, tile_1_4}};
 
-static void by_dots(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float *c, int64_t ldc, int add) {
-    uint32_t *left = (uint32_t *)packed.left, *right = (uint32_t *)packed.right;
+/* PANEL columns or fewer of a right side. */
+static void pack_panel(Matrix b, int64_t depth, int64_t columns, uint32_t *to) {
+    if (b.column == 1)
+        pack_between(b.data, b.row, depth, columns, to, PANEL);
+    else
+        pack_turned(b.data, b.column, depth, columns, to, PANEL);
+}
+
+/* Where `ready` (see half_ready) is given, the right side is there. */
+static void by_dots(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, const uint32_t *ready, float *c, int64_t ldc,
+                    int add) {
+    uint32_t *left = (uint32_t *)packed.left, *room = (uint32_t *)packed.right;
     int64_t depth = (k + 1) / 2, row, column;
     if (a.column == 1) {
         row = (depth + 15) / 16 * 16;
@@ -217,12 +227,9 @@ static void by_dots(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float *
         pack_between(a.data, a.column, k, m, left, column);
     }
     for (int64_t j = 0; j < n; j += PANEL) {
-        int64_t columns = least_of(PANEL, n - j);
-        if (b.column == 1)
-            pack_between(b.data + j, b.row, k, columns, right, PANEL);
-        else
-            pack_turned(b.data + j * b.column, b.column, k, columns, right, PANEL);
-        int64_t i = 0;
+        int64_t columns = least_of(PANEL, n - j), i = 0;
+        const uint32_t *right = ready ? ready + j * depth : room;
+        if (!ready) pack_panel((Matrix){b.data + j * b.column, b.row, b.column}, k, columns, room);
         for (int64_t t = 0; t < 4; t++)
             for (tile_t each = columns <= 32 ? TILES[t].narrow : TILES[t].wide; i + TILES[t].rows <= m; i += TILES[t].rows)
                 each(depth, left + i * row, row, column, right, c + i * ldc + j, ldc, columns, add);
@@ -230,8 +237,26 @@ static void by_dots(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float *
 }
 #endif
 
-/* c (m, n), rows `ldc` apart, = or += a (m, k) b (k, n). */
-static void half_product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float *c, int64_t ldc, int add) {
+static int64_t panels_width(int64_t n) { return (n + 63) / 64 * 64; }
+
+/* Words of a right side (k, n) that is packed once for many products; 0 where that is not done. */
+static int64_t half_ready_words(int64_t k, int64_t n) { return way == DOTS ? (k + 1) / 2 * panels_width(n) : 0; }
+
+/* Pack it: blocks of MAX_DEPTH rows, each in panels. */
+static void half_ready(int64_t k, int64_t n, Matrix b, uint32_t *to) {
+#if HAVE_DOTS
+    for (int64_t p = 0; p < k; p += MAX_DEPTH) {
+        int64_t depth = least_of(MAX_DEPTH, k - p), words = (depth + 1) / 2;
+        for (int64_t j = 0; j < n; j += PANEL)
+            pack_panel((Matrix){b.data + p * b.row + j * b.column, b.row, b.column}, depth, least_of(PANEL, n - j),
+                       to + p / 2 * panels_width(n) + j * words);
+    }
+#endif
+}
+
+/* c (m, n), rows `ldc` apart, = or += a (m, k) b (k, n); `ready` is b as half_ready packs it, or none. */
+static void half_product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, const uint32_t *ready, float *c,
+                         int64_t ldc, int add) {
     int64_t wide = way == DOTS ? n : MAX_COLUMNS;
     for (int64_t p = 0; p < k; p += MAX_DEPTH)
         for (int64_t i = 0; i < m; i += MAX_ROWS)
@@ -244,7 +269,8 @@ static void half_product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, fl
                 float *to = c + i * ldc + j;
 #if HAVE_DOTS
                 if (way == DOTS) {
-                    by_dots(rows, columns, depth, left, right, to, ldc, add || p > 0);
+                    by_dots(rows, columns, depth, left, right, ready ? ready + p / 2 * panels_width(n) : 0, to, ldc,
+                            add || p > 0);
                     continue;
                 }
 #endif
@@ -256,5 +282,5 @@ static void half_product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, fl
 
 void o2o_half_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_column, const float *b,
                       int64_t b_row, int64_t b_column, float *c, int64_t ldc, int add) {
-    half_product(m, n, k, (Matrix){a, a_row, a_column}, (Matrix){b, b_row, b_column}, c, ldc, add);
+    half_product(m, n, k, (Matrix){a, a_row, a_column}, (Matrix){b, b_row, b_column}, 0, c, ldc, add);
 }

@@ -51,7 +51,7 @@ class Workspace:
     """What one update of an objective computes, in passes of all rows of a batch, and what it costs in memory."""
 
     critic: int
-    """Passes through all critics; of CQL besides those of its drawn actions."""
+    """Passes through all critics; of CQL besides those of its tried actions."""
     value: int
     actor: int
     native: Cost
@@ -73,7 +73,7 @@ WORKSPACE = {
     "sac": Workspace(critic=3, value=0, actor=2, native=Cost(1.1, 0.8), plain=Cost(2.3, 1.0)),
     "td3": Workspace(critic=3, value=0, actor=2, native=Cost(1.0, 0.7), plain=Cost(1.8, 0.8)),
     "td3_bc": Workspace(critic=3, value=0, actor=2, native=Cost(1.1, 0.7), plain=Cost(1.5, 0.8)),
-    "cql": Workspace(critic=3, value=0, actor=4, native=Cost(1.4, 1.1), plain=Cost(4.0, 1.7)),
+    "cql": Workspace(critic=3, value=0, actor=4, native=Cost(1.0, 0.9), plain=Cost(4.0, 1.7)),
 }
 SIMULATORS = {
     "other": Simulator(2 * MIB, MIB // 4),
@@ -314,20 +314,24 @@ def mixes(config: RunConfig[Any]) -> bool:
     return config.online_steps > 0 and (smoothing.schedule != "jump" or any(overrides))
 
 
-def activations(objective: str, config: RunConfig[Any], shape: Shape, members: int) -> tuple[int, int]:
+def activations(objective: str, config: RunConfig[Any], shape: Shape, members: int, *, native: bool) -> tuple[int, int]:
     """Bytes of all activations of one update, and of its largest array."""
     hyper, o, a, space = config.hyper, shape.obs_dim, shape.action_dim, WORKSPACE[objective]
     rows = members * config.batch_size
     critic = hyper.num_critics * _features(o + a, 1, hyper.hidden_dims, hyper.critic_layer_norm)
     value = _features(o, 1, hyper.hidden_dims, hyper.critic_layer_norm)
     actor = _features(o, 2 * a, hyper.hidden_dims, hyper.actor_layer_norm)
-    drawn = 0
+    tried = passed = rest = 0
     if objective == "cql" and isinstance(hyper, CQLConfig):
-        drawn = 3 * hyper.cql_actions + (hyper.cql_actions if hyper.max_target_backup else 0)
-    floats = (space.critic + drawn) * critic + space.value * value + space.actor * actor + drawn * a
+        tried = 3 * hyper.cql_actions
+        # The kernels leave a gradient behind and not what all tried actions have been on their way (agents/pushed.py).
+        passed = (0 if native else tried) + (hyper.cql_actions if hyper.max_target_backup else 0)
+        if native:
+            rest = members * hyper.num_critics * _mlp(o + a, 1, hyper.hidden_dims, hyper.critic_layer_norm)
+    floats = (space.critic + passed) * critic + space.value * value + space.actor * actor + tried * (a + 2)
     batch = 3 * row_width(o, a)
-    largest = rows * max(1, drawn) * hyper.num_critics * max(hyper.hidden_dims)
-    return rows * (floats + batch) * FLOAT, largest * FLOAT
+    largest = rows * max(max(1, passed) * hyper.num_critics * max(hyper.hidden_dims), tried * a)
+    return (rows * (floats + batch) + rest) * FLOAT, largest * FLOAT
 
 
 def _features(inputs: int, outputs: int, hidden: Sequence[int], layer_norm: bool) -> int:
@@ -339,9 +343,10 @@ def _workspace(config: RunConfig[Any], shape: Shape, members: int, on_device: bo
     before, after = live_objectives(config)
     needed: dict[str, tuple[int, bool]] = {}
     for name in {before, after}:
-        size, largest = activations(name, config, shape, members)
+        native = native_kernels() and not on_device
+        size, largest = activations(name, config, shape, members, native=native)
         small = largest < MALLOC_THRESHOLD and not on_device
-        cost = WORKSPACE[name].native if native_kernels() and not on_device else WORKSPACE[name].plain
+        cost = WORKSPACE[name].native if native else WORKSPACE[name].plain
         needed[name] = (int(size * (cost.small if small else cost.large)), small)
     both = mixes(config)
     peak = needed[before][0] + needed[after][0] if both else max(size for size, _ in needed.values())

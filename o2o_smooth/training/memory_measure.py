@@ -47,7 +47,8 @@ SIZES = {
     "cql": ((1, 64), (1, 256), (1, 384), (4, 128), (1, 1024), (4, 256)),
     "": ((1, 1024), (1, 4096), (4, 256), (4, 1024), (4, 8192)),
 }
-"""(members, batch) of an objective, or of all others: some with arrays on each side of `MALLOC_THRESHOLD`."""
+"""(members, batch) of an objective in plain torch, or of all others: some with arrays on each side of
+`MALLOC_THRESHOLD`."""
 
 
 def child(kind: str, *, plain: bool = False, **arguments: Any) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def update(agent: str, members: int, batch_size: int, hidden_dims: list[int]) ->
     for _ in range(6):
         updates.offline_update()
     trained, _ = memory.parameters(config, shape)
-    size, largest = memory.activations(agent, config, shape, members)
+    size, largest = memory.activations(agent, config, shape, members, native=memory.native_kernels())
     gradients = members * trained * memory.FLOAT
     return {"peak": (peak_memory() or 0) - before - gradients, "activations": size, "largest": largest}
 
@@ -245,7 +246,7 @@ def measure() -> Iterator[str]:
 
 def _costs(name: str, stands: memory.Cost, kernels: int, *, plain: bool) -> Iterator[str]:
     ratios: dict[bool, list[float]] = {True: [], False: []}
-    for members, batch_size in SIZES.get(name, SIZES[""]):
+    for members, batch_size in SIZES.get(name if plain else "", SIZES[""]):
         dims = [256] * (3 if name == "cql" else 2)
         sizes = {"members": members, "batch_size": batch_size, "hidden_dims": dims}
         found = child("update", plain=plain, agent=name, **sizes)

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from o2o_smooth.agents import AGENTS, Agent, heads, stacked
 from o2o_smooth.agents.native_heads import native
 from o2o_smooth.agents.networks import MLP, Precision
 from o2o_smooth.agents.optimizer import MemberAdam
+from o2o_smooth.agents.pushed import soft_maximum
 from o2o_smooth.data.batch import Batch, as_batch
 from o2o_smooth.kernels import build, calls
-from o2o_smooth.kernels.cpu import HALF_WAYS, HalfWay, half_way, library, unavailable
+from o2o_smooth.kernels.cpu import HALF_WAYS, HalfWay, Workspace, half_way, library, unavailable
 from o2o_smooth.smoothing.objective import Mix
 from tests.agents.helpers import ACT, OBS
 
@@ -282,6 +283,131 @@ def test_two_passes_through_one_network_do_not_share_their_memory() -> None:
     together = torch.autograd.grad(net(a).square().sum() + net(b).square().sum(), parameters)
     for one, two, both in zip(*alone, together, strict=True):
         torch.testing.assert_close(one + two, both, rtol=1e-5, atol=1e-5)
+
+
+TRIED = [  # members, critics, states, actions, layer norm, hidden layers
+    (1, 2, 256, 30, False, (64, 64)),
+    (3, 2, 50, 6, True, (40, 24)),
+    (2, 1, 9, 300, True, (16,)),  # a state has more actions than a chunk has rows
+    (1, 3, 7, 3, False, (24, 16, 24)),
+    (1, 1, 65, 9, False, (600, 80)),  # sums longer than the half products pack at a time
+]
+
+
+def _tried(net: MLP, states: int, actions: int, *, bounded: bool) -> list[Tensor | None]:
+    """Observations, actions, log densities and bounds."""
+    generator = torch.Generator().manual_seed(5)
+    joined = torch.empty(net.members, states, 23).normal_(generator=generator)
+    action = torch.empty(net.members, actions, states, 6).uniform_(-1, 1, generator=generator)
+    log_density = torch.empty(net.members, actions, states).normal_(generator=generator)
+    bound = torch.empty(net.members, states).normal_(generator=generator) * 0.1 if bounded else None
+    return [joined[..., :17], action, log_density, bound]  # rows of observations lie apart
+
+
+def _soft_maximum(net: MLP, given: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor]:
+    """Value and gradients of the parameters."""
+    net = copy.deepcopy(net).to(dtype)
+    obs, action, log_density, bound = (x if x is None else x.to(dtype) for x in given)
+    assert obs is not None and action is not None and log_density is not None
+    above = torch.empty(net.members, net.copies).normal_(generator=torch.Generator().manual_seed(6)).to(dtype)
+    y = soft_maximum(net, obs, action, log_density, bound, action.shape[1] // 3)
+    return [y.detach(), *torch.autograd.grad((y * above).sum(), list(net.parameters()))]
+
+
+@needs_kernels
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("shape", TRIED)
+def test_a_soft_maximum_has_the_value_and_gradients_of_plain_torch_in_float64(
+    shape: tuple[Any, ...], bounded: bool, threads: int
+) -> None:
+    members, copies, states, actions, layer_norm, hidden = shape
+    net = _stack(members, copies, layer_norm, hidden, 1)
+    given = _tried(net, states, actions, bounded=bounded)
+    for a, b in zip(*(_soft_maximum(net, given, dtype) for dtype in (torch.float32, torch.float64)), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=3e-6 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("shape", TRIED)
+def test_a_soft_maximum_in_half_precision_is_that_of_all_rows_at_once(way: HalfWay, shape: tuple[Any, ...]) -> None:
+    members, copies, states, actions, layer_norm, hidden = shape
+    net = _stack(members, copies, layer_norm, hidden, 1)
+    net.precision = "bf16"
+    given = _tried(net, states, actions, bounded=False)
+    ours = _soft_maximum(net, given, torch.float32)
+    obs, action, log_density, _ = given
+    assert obs is not None and action is not None and log_density is not None
+    above = torch.empty(members, copies).normal_(generator=torch.Generator().manual_seed(6))
+    wide = torch.cat([obs.unsqueeze(1).expand(-1, actions, -1, -1), action], -1).double().flatten(1, 2)
+    exact = copy.deepcopy(net).double()
+    q = _rounded_stack(exact, wide).view(members, copies, actions, states)
+    y = torch.logsumexp(q - log_density[:, None], 2).mean(-1)
+    theirs = [y.detach(), *torch.autograd.grad((y * above).sum(), list(exact.parameters()))]
+    for a, b in zip(ours, theirs, strict=True):
+        # Rounded before the gradient from above multiplies them, not after.
+        assert float((a.double() - b).norm()) < 4e-3 * float(b.norm()), tuple(b.shape)
+    single = copy.deepcopy(net)
+    single.precision = "fp32"
+    assert not torch.equal(_soft_maximum(single, given, torch.float32)[1], ours[1])
+
+
+@needs_kernels
+def test_a_soft_maximum_adds_to_what_an_update_has_deposited_and_needs_no_second_network() -> None:
+    net = _stack(2, 2, True, (24, 16), 1)
+    given = _tried(net, 40, 6, bounded=True)
+    obs, action, log_density, bound = given
+    assert obs is not None and action is not None and log_density is not None
+
+    def loss(net: MLP) -> Tensor:
+        q: Tensor = net(torch.cat([obs, action[:, 0]], -1))
+        return q.square().mean() + (3.0 * soft_maximum(net, obs, action, log_density, bound, 2)).sum()
+
+    apart = torch.autograd.grad(loss(net), list(net.parameters()))
+    for _ in range(2):  # the second time in memory that the first one has left
+        for p in net.parameters():
+            p.grad = None
+        net.depositing = True
+        loss(net).backward()  # type: ignore[no-untyped-call]
+        net.depositing = False
+        by_part = [p for part in net.parts for p in part]
+        known = {id(p): g for p, g in zip(net.parameters(), apart, strict=True)}
+        for p in by_part:
+            assert p.grad is not None
+            torch.testing.assert_close(p.grad, known[id(p)], rtol=1e-5, atol=1e-6)
+
+
+@needs_kernels
+def test_a_soft_maximum_shows_a_value_that_is_no_number_and_halves_a_tie() -> None:
+    net = _stack(1, 1, False, (8,), 1)
+    given = _tried(net, 5, 6, bounded=True)
+    obs, action, log_density, bound = given
+    assert obs is not None and action is not None and log_density is not None and bound is not None
+    for k, x in enumerate((action, log_density, bound)):
+        broken = [obs, action.clone(), log_density.clone(), bound.clone()]
+        (broken[k + 1] if x is not bound else broken[3]).view(-1)[-1] = torch.nan
+        value, *gradients = _soft_maximum(net, broken, torch.float32)
+        assert torch.isnan(value).all()
+        assert torch.isnan(gradients[0]).any()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()
+        net.biases[-1].fill_(0.25)
+    bound.fill_(0.25)  # what every action is worth
+    for a, b in zip(*(_soft_maximum(net, given, dtype) for dtype in (torch.float32, torch.float64)), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-7)
+
+
+@needs_kernels
+def test_a_soft_maximum_of_many_actions_takes_the_memory_of_few() -> None:
+    """Of the order of the parameters' gradients, not of rows times features."""
+    net = _stack(1, 2, False, (256, 256), 1)
+    sizes = []
+    for actions in (30, 240):
+        taken: list[int] = []
+        given = _tried(net, 256, actions, bounded=False)
+        with Workspace.kept_by(lambda memory, taken=taken: taken.append(memory.numel())):  # type: ignore[misc]
+            _soft_maximum(net, given, torch.float32)
+        sizes.append(sum(taken))
+    assert sizes[1] <= sizes[0] < 256 * 30 * 2 * 512
 
 
 def _heads() -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:

@@ -21,6 +21,7 @@ from o2o_smooth.data.extent import Extent, extent
 from o2o_smooth.data.room import CONTAINER, MACHINE, Room, lies_in_memory, memory_left
 from o2o_smooth.envs import find_task
 from o2o_smooth.errors import ConfigError
+from o2o_smooth.training import memory
 from o2o_smooth.training.config import AnchorConfig, AveragingConfig, EvaluationConfig, RunConfig, SmoothingConfig
 from o2o_smooth.training.memory import GIB, MIB, Prediction, Shape, parameters, predict
 from o2o_smooth.training.memory_check import HARMLESS, MemoryCheck, judge
@@ -266,7 +267,7 @@ def test_every_setting_that_is_said_to_be_enough_is_enough() -> None:
         assert (changed.host <= (room.free or 0)) == advice.fits
 
 
-def test_advice_names_the_part_that_is_large() -> None:
+def test_advice_names_the_part_that_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     def first(settings: RunConfig[Any], shape: Shape = SHAPE, data: Extent | None = None) -> str:
         peak = predict(settings, shape, data, held=0).host
         flags = [a.flag for a in judge(settings, shape, data, held=0, room=Room(peak // 3, MACHINE)).advice]
@@ -274,7 +275,10 @@ def test_advice_names_the_part_that_is_large() -> None:
 
     assert "--buffer-size" in first(config(online_steps=5_000_000, buffer_size=5_000_000))
     assert "--batch-size" in first(config("cql", batch_size=4096))
+    monkeypatch.setattr(memory, "native_kernels", lambda: False)
     assert "--cql-actions" in first(config("cql", batch_size=4096))
+    monkeypatch.setattr(memory, "native_kernels", lambda: True)  # which leave nothing behind of the actions tried
+    assert "--cql-actions" not in first(config("cql", batch_size=4096))
     assert "--eval-envs" in first(
         config(evaluation=EvaluationConfig(eval_envs=50, eval_episodes=50)), Shape(59, 9, "kitchen")
     )
