@@ -43,7 +43,7 @@ class MLP(nn.Module):
         self, members: int, copies: int, in_dim: int, hidden_dims: Sequence[int], out_dim: int, *, layer_norm: bool
     ) -> None:
         super().__init__()
-        self.members, self.copies, self.layer_norm = members, copies, layer_norm
+        self.members, self.copies, self.in_dim, self.layer_norm = members, copies, in_dim, layer_norm
         sizes = [in_dim, *hidden_dims, out_dim]
         self.weights = nn.ParameterList(nn.Parameter(torch.zeros(members, copies, i, o)) for i, o in pairwise(sizes))
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(members, copies, 1, o)) for o in sizes[1:])
@@ -93,7 +93,7 @@ class MLP(nn.Module):
         """
         copies = copies or self.copies
         half = self.precision == "bf16"
-        if kernels_take(x) and len(self.parts[0]) <= MAX_LAYERS:
+        if kernels_take(x) and kernels_take(self.parts[0][0]) and len(self.parts[0]) <= MAX_LAYERS:
             return stacked_forward(self, x, frozen=frozen, copies=copies)
         groups = self.members * copies
         if copies > 1:

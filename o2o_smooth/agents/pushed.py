@@ -1,8 +1,8 @@
 """The soft maximum of critics over actions tried in each state, which CQL's penalty pushes down.
 
 Passing all tried actions through the critics at once leaves activations of tens of megabytes a critic for the way
-back. The native kernel goes through a few states at a time, forward and backward, and leaves a gradient of the
-parameters' size.
+back. The native kernel goes through a few states at a time, forward and backward, and leaves gradients of the
+parameters' size: one a critic, or one a share of the states where there are more threads than critics.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from o2o_smooth.agents.native_heads import native
-from o2o_smooth.agents.stacked import bound_net
+from o2o_smooth.agents.stacked import apart, bound_net
 from o2o_smooth.kernels.cpu import MAX_LAYERS, Gradients, Tried
 
 if TYPE_CHECKING:
@@ -29,14 +30,14 @@ def soft_maximum(
         critic: (M, B, O + A) -> (M, E, B, 1).
         obs: (M, B, O).
         action: Tried in each state, (M, J, B, A).
-        log_density: log mu_j, of the actions under what they were drawn from, (M, J, B).
+        log_density: log mu_j, of the actions under what they were drawn from, (M, J, B); finite.
         bound: (M, B); from the `bounded`-th action on, values below it count as it (Cal-QL).
         bounded: See `bound`.
 
     Returns:
         (M, E).
     """
-    if _native(critic, obs, action, log_density, bound):
+    if _native(critic, obs, action, log_density, bound, bounded):
         parameters = [critic.anchor()] if critic.depositing else [p for part in critic.parts for p in part]
         result: Tensor = _SoftMaximum.apply(critic, obs, action, log_density, bound, bounded, *parameters)  # type: ignore[no-untyped-call]
         return result
@@ -54,11 +55,20 @@ def values(critic: MLP, obs: Tensor, action: Tensor) -> Tensor:
     return q.view(*q.shape[:2], tried, -1)
 
 
-def _native(critic: MLP, obs: Tensor, action: Tensor, log_density: Tensor, bound: Tensor | None) -> bool:
+def _native(critic: MLP, obs: Tensor, action: Tensor, log_density: Tensor, bound: Tensor | None, bounded: int) -> bool:
+    """Whether the kernel takes these; what does not fit is left to torch, which says so."""
+    weights = critic.parts[0]
     given = [obs, action, log_density] if bound is None else [obs, action, log_density, bound]
-    if not (native(*given) and torch.is_grad_enabled()) or any(x.requires_grad for x in given):
+    if not (native(weights[0], *given) and torch.is_grad_enabled()) or any(x.requires_grad for x in given):
         return False
-    return 2 <= len(critic.parts[0]) <= MAX_LAYERS and all(p.requires_grad for part in critic.parts for p in part)
+    if not (2 <= len(weights) <= MAX_LAYERS and all(p.requires_grad for part in critic.parts for p in part)):
+        return False
+    if action.dim() != 4 or not 0 <= bounded <= action.shape[1]:
+        return False
+    members, tried, rows, dim = action.shape
+    shapes = [(members, rows, weights[0].shape[-2] - dim), (members, tried, rows), (members, rows)]
+    fit = all(x.shape == shape for x, shape in zip((obs, log_density, bound), shapes, strict=True) if x is not None)
+    return fit and members == critic.members and weights[-1].shape[-1] == 1 and min(tried, rows, dim, obs.shape[2]) > 0
 
 
 class _SoftMaximum(torch.autograd.Function):
@@ -75,10 +85,8 @@ class _SoftMaximum(torch.autograd.Function):
         bounded: int,
         *parameters: Tensor,
     ) -> Tensor:
-        if obs.stride(2) != 1:
-            obs = obs.contiguous()
         tried = Tried(
-            obs,
+            apart(obs),
             action.contiguous(),
             log_density.contiguous(),
             None if bound is None else bound.contiguous(),
@@ -91,6 +99,7 @@ class _SoftMaximum(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         critic: MLP = ctx.critic
         gradient, parts = ctx.kept

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from o2o_smooth.kernels.cpu import Gradients, StackedNet, Workspace, layer_sizes, saved_floats, unavailable
 
@@ -41,8 +42,9 @@ def stacked_forward(mlp: MLP, x: Tensor, *, frozen: bool, copies: int) -> Tensor
         flat = [p.detach() if frozen else p for part in mlp.parts for p in part]
         compiled: Tensor = stack_forward(x.contiguous(), flat, copies, mlp.layer_norm, half)[0]
         return compiled
-    if x.stride(2) != 1:
-        x = x.contiguous()
+    if x.shape[0] != mlp.members or x.shape[2] != mlp.in_dim:
+        raise ValueError(f"a stack of {mlp.members} members and {mlp.in_dim} features got {tuple(x.shape)}")
+    x = apart(x)
     if not torch.is_grad_enabled():
         return bound_net(mlp).forward(x, copies, half=half)[0]
     if copies < mlp.copies and not frozen:
@@ -56,6 +58,13 @@ def stacked_forward(mlp: MLP, x: Tensor, *, frozen: bool, copies: int) -> Tensor
     function: Any = _Stacked
     result: Tensor = function.apply(x, mlp, copies, half, *parameters)
     return result
+
+
+def apart(x: Tensor) -> Tensor:
+    """(M, B, F) as the kernels read it: features side by side, and rows that do not lie in each other."""
+    if x.stride(2) == 1 and x.stride(1) >= x.shape[2]:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)  # `contiguous` leaves the strides of a single row as they are
 
 
 def bound_net(mlp: MLP) -> StackedNet:
@@ -78,6 +87,7 @@ class _Stacked(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (x,) = ctx.saved_tensors
         wants, mlp, half = ctx.needs_input_grad, ctx.mlp, ctx.half

@@ -23,7 +23,7 @@ from o2o_smooth.agents.readings import Readings
 from o2o_smooth.agents.stacked import kernels_take
 from o2o_smooth.data.batch import Batch, Drawn
 from o2o_smooth.draws import Draws
-from o2o_smooth.kernels.cpu import threads
+from o2o_smooth.kernels.cpu import Pool, threads
 from o2o_smooth.kernels.rows import Encoder
 from o2o_smooth.kernels.tape import Tape, Unrepeatable, record
 from o2o_smooth.smoothing.objective import Mix
@@ -64,6 +64,7 @@ class Tapes:
         self._nets: list[MLP] = []
         self._views: list[tuple[int, ...]] = []  # where the kernels' view of each net points
         self._noise = _Noise()
+        self._pool: Pool = {}
 
     def update(self, plan: Plan, source: Batch | Drawn, target: Batch | Drawn, mix: Mix) -> Readings | None:
         """Put the step's gradients into the parameters' `.grad`; returns its metrics.
@@ -92,7 +93,7 @@ class Tapes:
             step = _Step(agent, plan, source, target, self._noise)
             step.write(source, target, mix)
             try:
-                step.record(self._learning)
+                step.record(self._learning, self._pool)
             except Unrepeatable:
                 return None
             while len(self._steps) >= MOST:
@@ -122,7 +123,7 @@ class Tapes:
             self._able = own and type(agent.draws) is Draws
         at = tuple([p.data_ptr() for p in self._parameters])
         if at != self._addresses:
-            self._addresses, self._steps, self._seen, self._views = at, {}, {}, []
+            self._addresses, self._steps, self._seen, self._views, self._pool = at, {}, {}, [], {}
         natives = [net.native for net in self._nets if net.native is not None]
         views = [native.at for native in natives]
         if len(views) != len(self._views) or any(a is not b for a, b in zip(views, self._views, strict=True)):
@@ -219,7 +220,7 @@ class _Step:
         for name, tensor in self.weights.items():
             tensor.copy_(torch.from_numpy(mix.weights[name]))
 
-    def record(self, parameters: Sequence[Tensor]) -> None:
+    def record(self, parameters: Sequence[Tensor], pool: Pool) -> None:
         """Do the step and write it down.
 
         Raises:
@@ -228,7 +229,7 @@ class _Step:
         agent = self.agent
         agent.networks.set_precision(agent.precision)
         try:
-            with record() as self.tape:
+            with record(pool) as self.tape:
                 self.raw = agent.backward(self.plan, self.source.batch, self.target.batch, self.noise, self.weights)
         finally:
             agent.networks.set_precision("fp32")

@@ -29,8 +29,8 @@ from o2o_smooth.benchmarks.speed_limit import useful_flops
 from o2o_smooth.envs import find_task
 from o2o_smooth.errors import ConfigError
 from o2o_smooth.training.config import RunConfig
-from o2o_smooth.training.run import default_threads
 from o2o_smooth.training.sharing import groups, make_members
+from o2o_smooth.training.threads import default_threads
 
 Population = Literal["auto", "stack", "processes"]
 

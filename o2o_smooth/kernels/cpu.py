@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from threading import get_ident
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -124,39 +125,63 @@ def saved_floats(members: int, copies: int, sizes: Sequence[int], rows: int, *, 
     return members * copies * rows * per_row
 
 
+Pool = dict[int, list[Tensor]]  # memory that nobody uses now, by its size
+_FREE: Pool = {}  # of all networks of the process
+
+
+def _taken(pool: Pool, size: int) -> Tensor | None:
+    try:
+        return pool[size].pop()  # one step, which no other thread comes between
+    except (KeyError, IndexError):
+        return None
+
+
+class _Keeper(NamedTuple):
+    thread: int
+    keep: Callable[[Tensor], object]
+    pool: Pool
+
+
 class Workspace:
     """Memory of one pass, kept for the next: fresh pages for every pass would cost more than the arithmetic on them."""
 
-    _free: dict[int, list[Tensor]] = {}  # noqa: RUF012  # shared by all networks of the process
-    _keep: Callable[[Tensor], object] | None = None
+    _keeper: _Keeper | None = None
 
     def __init__(self, size: int, tensor: Tensor | None = None) -> None:
-        free = self._free.get(size)
-        self.size, self.owned = size, tensor is None
-        if tensor is not None:  # somebody else's memory
-            self.tensor, self.pointer = tensor, tensor.data_ptr()
-            return
-        self.tensor = free.pop() if free else torch.empty(size, dtype=torch.float32)
-        self.pointer = self.tensor.data_ptr()
-        if Workspace._keep is not None:
-            Workspace._keep(self.tensor)
+        self.size = size
+        self._pool: Pool | None = None
+        if tensor is None:
+            keeper, self._pool = Workspace._keeper, _FREE
+            if keeper is not None and keeper.thread == get_ident():
+                self._pool = keeper.pool
+                tensor = _taken(keeper.pool, size)
+            if tensor is None:
+                tensor = _taken(_FREE, size)
+            if tensor is None:
+                tensor = torch.empty(size, dtype=torch.float32)
+            if self._pool is not _FREE and keeper is not None:
+                keeper.keep(tensor)
+        self.tensor, self.pointer = tensor, tensor.data_ptr()
 
     def __del__(self) -> None:
-        if not self.owned:
+        if self._pool is None:  # somebody else's memory
             return
-        kept = self._free.setdefault(self.size, [])
-        if len(kept) < 4:
+        kept = self._pool.setdefault(self.size, [])
+        if self._pool is not _FREE or len(kept) < 4:
             kept.append(self.tensor)
 
     @staticmethod
     @contextmanager
-    def kept_by(keep: Callable[[Tensor], object]) -> Iterator[None]:
-        """Tell of all memory that passes within use; they may use it again, each pass from its beginning."""
-        Workspace._keep = keep
+    def kept_by(keep: Callable[[Tensor], object], pool: Pool) -> Iterator[None]:
+        """Tell of all memory that passes of this thread use within; it goes to `pool` and not to other passes.
+
+        Passes within may use it again, each from its beginning: what repeats them keeps nothing there in between.
+        """
+        Workspace._keeper = _Keeper(get_ident(), keep, pool)
         try:
             yield
         finally:
-            Workspace._keep = None
+            Workspace._keeper = None
 
 
 _lent: int | None = None
@@ -248,7 +273,7 @@ class StackedNet:
             self._point(net)
 
     def _point(self, net: _Net) -> None:
-        for field, group in zip((net.w, net.b, net.gain, net.shift), self._groups, strict=True):
+        for field, group in zip((net.w, net.b, net.gain, net.shift), self._groups, strict=bool(self._groups)):
             for i, parameter in enumerate(group):
                 field[i] = parameter.data_ptr()
 
@@ -342,9 +367,9 @@ class StackedNet:
         obs, action, bound = tried.obs, tried.action, tried.bound
         count, rows, dim = action.shape[1:]
         net = self._view(rows, self.copies, tried.half)[0]
-        parts: int = self.lib.o2o_pushed_parts(net, rows, count, threads())
-        gradient = Workspace(self.lib.o2o_pushed_gradient(net, parts))
-        room = Workspace(self.lib.o2o_pushed_room(net, rows, count, dim, parts, threads()))
+        lanes = threads()  # once: another thread may change it, and the room is for so many
+        parts, *sizes = self._shares(net, rows, count, dim, lanes)
+        gradient, room = (Workspace(size) for size in sizes)
         out = torch.empty((self.members, self.copies), dtype=torch.float32)
         self.lib.o2o_pushed(
             net,
@@ -362,9 +387,19 @@ class StackedNet:
             room.pointer,
             gradient.pointer,
             out.data_ptr(),
-            threads(),
+            lanes,
         )
         return out, gradient, parts
+
+    def _shares(self, net: int, rows: int, count: int, dim: int, lanes: int) -> tuple[int, int, int]:
+        """Shares that a network's states are cut into; floats of all their gradients, and of the lanes' room."""
+        parts: int = self.lib.o2o_pushed_parts(net, rows, count, lanes)
+        room: int = self.lib.o2o_pushed_room(net, rows, count, dim, parts, lanes)
+        return parts, self.lib.o2o_pushed_gradient(net, parts), room
+
+    def soft_maximum_floats(self, rows: int, count: int, dim: int, lanes: int, *, half: bool) -> int:
+        """Floats that `soft_maximum` works in with so many threads, for `count` actions of `dim` in `rows` states."""
+        return sum(self._shares(self._view(rows, self.copies, half)[0], rows, count, dim, lanes)[1:])
 
     def soft_maximum_back(
         self, gradient: Workspace, parts: int, above: Tensor, into: Gradients, *, add: bool = False

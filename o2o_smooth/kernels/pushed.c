@@ -26,13 +26,15 @@ static int64_t lanes_of(const Net *net, int64_t parts, int threads) {
     return threads < 1 ? 1 : threads < units ? threads : units;
 }
 
-/* Into how many shares a network's states are cut, so that all threads have as many; each needs a gradient of its own. */
+/* Into how many shares a network's states are cut, so that hardly a thread waits at the end: the fewest, since each needs
+ * a gradient of its own. */
 int64_t o2o_pushed_parts(const Net *net, int64_t rows, int64_t tried, int threads) {
-    int64_t groups = net->members * net->used, parts = 1, states = states_of(rows, tried);
-    int64_t chunks = (rows + states - 1) / states;
-    if (groups >= 4 * threads) return 1;
-    while (parts < chunks && groups * parts % threads) parts++;
-    return parts;
+    int64_t groups = net->members * net->used, states = states_of(rows, tried), chunks = (rows + states - 1) / states;
+    for (int64_t parts = 1, units = groups; parts < chunks && units < 4 * threads; parts++, units += groups) {
+        int64_t turns = (units + threads - 1) / threads;
+        if (10 * units >= 9 * turns * threads) return parts;
+    }
+    return least_of(chunks, (4 * threads + groups - 1) / groups);
 }
 
 static int64_t parameters_of(const Net *net) {
@@ -118,7 +120,7 @@ static float soft_maxima(const Pushed *p, int64_t m, int64_t b0, int64_t states,
         for (int64_t j = 0; j < p->tried; j++) {
             float v = q[j], low = p->bound && j >= p->bounded ? p->bound[m * p->rows + b] : -INFINITY;
             v = (v < low || low != low ? low : v) - density[j * p->rows];
-            top = v > top || v != v || top != top ? (top != top ? top : v) : top;
+            top = v > top ? v : top; /* no number comes back with the sum */
             d[j] = v;
         }
         for (int64_t j = 0; j < p->tried; j++) {

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from o2o_smooth.kernels.calls import SIGNATURES, Call, Joined
-from o2o_smooth.kernels.cpu import Workspace, library
+from o2o_smooth.kernels.cpu import Pool, Workspace, library
 from o2o_smooth.kernels.small import small
 
 # The host looks at numbers, or brings its own: a repetition would not see that they have changed.
@@ -98,8 +98,12 @@ def _merged(calls: Sequence[Callable[[], object] | Call]) -> Iterator[Callable[[
 
 
 @contextmanager
-def record() -> Iterator[Tape]:
+def record(pool: Pool | None = None) -> Iterator[Tape]:
     """Write down what is done within, which is done as well.
+
+    Args:
+        pool: Memory of the native kernels' passes that tapes share; for tapes that are never repeated at the same time.
+            Default: nobody shares it.
 
     Raises:
         Unrepeatable: The work looked at numbers, drew some, or somebody else is recording.
@@ -108,7 +112,7 @@ def record() -> Iterator[Tape]:
         raise Unrepeatable("another thread is recording")
     tape = Tape()
     try:
-        with _Writer(tape), _native_calls(tape), Workspace.kept_by(tape.keep):
+        with _Writer(tape), _native_calls(tape), Workspace.kept_by(tape.keep, {} if pool is None else pool):
             yield tape
     finally:
         _recording.release()
@@ -121,7 +125,7 @@ class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = tape
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def take_down(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         if name in _HOST or name in _RANDOM:
             raise Unrepeatable(f"{name} cannot be repeated")
@@ -140,6 +144,11 @@ class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _write(self, operation: _Operation) -> None:
         self.tape.operations.append(operation)
+
+
+# Given here because torch wraps one given in the class, so that the first operation imports torch's compiler and sympy:
+# a second and 70 MB. Compiled steps have no tapes.
+_Writer.__torch_dispatch__ = _Writer.take_down  # type: ignore[method-assign, assignment]
 
 
 def _calls(func: Any, args: Any, kwargs: Any, made: list[Any]) -> Sequence[Callable[[], object] | Call]:

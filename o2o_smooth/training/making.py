@@ -43,7 +43,7 @@ from o2o_smooth.training.checkpoint import find_checkpoint
 from o2o_smooth.training.config import RunConfig, unknown
 from o2o_smooth.training.hygiene import acting_agent
 from o2o_smooth.training.progress import ProgressSink, Silent
-from o2o_smooth.training.run import default_threads
+from o2o_smooth.training.threads import default_threads
 from o2o_smooth.training.tiers import TrainingConfig, agent_policy, choose, env_name, train
 
 Tier = Literal["random", "medium", "medium-replay", "medium-expert", "expert", "full-replay"]

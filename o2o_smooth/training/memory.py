@@ -23,10 +23,11 @@ from o2o_smooth.agents import AGENTS, CQLConfig
 from o2o_smooth.data.extent import Extent
 from o2o_smooth.data.room import own_memory
 from o2o_smooth.data.store import memory_limit, row_width
-from o2o_smooth.kernels.cpu import unavailable
+from o2o_smooth.kernels.cpu import MAX_LAYERS, StackedNet, unavailable
 from o2o_smooth.smoothing.objective import COMPONENTS
 from o2o_smooth.training.compiling import decide
 from o2o_smooth.training.config import RunConfig
+from o2o_smooth.training.threads import default_threads
 
 MIB, GIB = 2**20, 2**30
 FLOAT = 4
@@ -85,7 +86,7 @@ SIMULATORS = {
 }
 LIBRARIES = 240 * MIB
 """Python with torch and all that a run imports, where the memory of this process cannot be told."""
-KERNELS = 56 * MIB
+KERNELS = 8 * MIB
 """Code and buffers that the first updates bring in."""
 PICTURE = 50 * MIB
 """matplotlib, at the end."""
@@ -315,7 +316,15 @@ def mixes(config: RunConfig[Any]) -> bool:
 
 
 def activations(objective: str, config: RunConfig[Any], shape: Shape, members: int, *, native: bool) -> tuple[int, int]:
-    """Bytes of all activations of one update, and of its largest array."""
+    """Bytes of all activations of one update, and of its largest array.
+
+    Args:
+        objective: By its name in `WORKSPACE`.
+        config: The settings.
+        shape: Of the task.
+        members: Of the population.
+        native: Whether the kernels take CQL's tried actions.
+    """
     hyper, o, a, space = config.hyper, shape.obs_dim, shape.action_dim, WORKSPACE[objective]
     rows = members * config.batch_size
     critic = hyper.num_critics * _features(o + a, 1, hyper.hidden_dims, hyper.critic_layer_norm)
@@ -324,10 +333,15 @@ def activations(objective: str, config: RunConfig[Any], shape: Shape, members: i
     tried = passed = rest = 0
     if objective == "cql" and isinstance(hyper, CQLConfig):
         tried = 3 * hyper.cql_actions
-        # The kernels leave a gradient behind and not what all tried actions have been on their way (agents/pushed.py).
+        # The kernels leave gradients behind and not what all tried actions have been on their way (agents/pushed.py).
+        native = native and len(hyper.hidden_dims) < MAX_LAYERS
         passed = (0 if native else tried) + (hyper.cql_actions if hyper.max_target_backup else 0)
         if native:
-            rest = members * hyper.num_critics * _mlp(o + a, 1, hyper.hidden_dims, hyper.critic_layer_norm)
+            threads = config.threads or default_threads(config, members) or torch.get_num_threads()
+            sizes, norm = (o + a, *hyper.hidden_dims, 1), hyper.critic_layer_norm
+            critics = StackedNet(members, hyper.num_critics, sizes, layer_norm=norm)
+            half = config.precision == "bf16"
+            rest = critics.soft_maximum_floats(config.batch_size, tried, a, threads, half=half)
     floats = (space.critic + passed) * critic + space.value * value + space.actor * actor + tried * (a + 2)
     batch = 3 * row_width(o, a)
     largest = rows * max(max(1, passed) * hyper.num_critics * max(hyper.hidden_dims), tried * a)
@@ -344,7 +358,8 @@ def _workspace(config: RunConfig[Any], shape: Shape, members: int, on_device: bo
     needed: dict[str, tuple[int, bool]] = {}
     for name in {before, after}:
         native = native_kernels() and not on_device
-        size, largest = activations(name, config, shape, members, native=native)
+        # A compiled step passes all tried actions at once, through the kernels too.
+        size, largest = activations(name, config, shape, members, native=native and not compiles(config))
         small = largest < MALLOC_THRESHOLD and not on_device
         cost = WORKSPACE[name].native if native else WORKSPACE[name].plain
         needed[name] = (int(size * (cost.small if small else cost.large)), small)
@@ -356,6 +371,12 @@ def _workspace(config: RunConfig[Any], shape: Shape, members: int, on_device: bo
     text = f"{text}; both at once while the weight moves" if both else text
     phases = LEARNING if stays else ("updates",)
     return Part("activations of an update", *_place(peak, on_device), detail=text, phases=phases)
+
+
+def compiles(config: RunConfig[Any]) -> bool:
+    """Whether the run will use torch.compile."""
+    updates = config.offline_updates + int(config.online_steps * config.utd)
+    return decide(config.compile, torch.device("cuda" if uses_gpu(config) else "cpu"), updates)
 
 
 def native_kernels() -> bool:
@@ -396,8 +417,7 @@ def _rest(config: RunConfig[Any], on_device: bool) -> list[Part]:
         Part("kernels and threads", KERNELS, detail="come with the first updates", phases=LEARNING),
         Part("picture", PICTURE, detail="matplotlib at the end", phases=("saving",)),
     ]
-    updates = config.offline_updates + int(config.online_steps * config.utd)
-    if decide(config.compile, torch.device("cuda" if on_device else "cpu"), updates):
+    if compiles(config):
         parts += [
             Part("torch.compile", COMPILER, phases=LEARNING),
             Part(

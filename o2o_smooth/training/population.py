@@ -14,8 +14,9 @@ from o2o_smooth.training.config import RunConfig
 from o2o_smooth.training.prepare import default_out, prepare_population
 from o2o_smooth.training.progress import ProgressSink, Silent
 from o2o_smooth.training.rollback import going_on
-from o2o_smooth.training.run import Run, set_threads
+from o2o_smooth.training.run import Run
 from o2o_smooth.training.sharing import groups
+from o2o_smooth.training.threads import set_threads
 
 
 def run_population(

@@ -15,7 +15,8 @@ from o2o_smooth.training.prepare import prepare_population
 from o2o_smooth.training.progress import ProgressSink, Silent
 from o2o_smooth.training.request import Request, differing, has_request, read_request
 from o2o_smooth.training.rollback import going_on, take_back
-from o2o_smooth.training.run import Run, set_threads
+from o2o_smooth.training.run import Run
+from o2o_smooth.training.threads import set_threads
 
 
 def status(folder: Path) -> str | None:

@@ -12,9 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from o2o_smooth.agents import CQLConfig
 from o2o_smooth.agents.base import Metrics
 from o2o_smooth.agents.plan import Planner
 from o2o_smooth.agents.storage import (
@@ -46,14 +43,14 @@ from o2o_smooth.training.progress import ProgressSink, Silent
 from o2o_smooth.training.rollback import going_on, rolled, times
 from o2o_smooth.training.seeding import online_seed
 from o2o_smooth.training.stopping import Interrupted, Stopped, listening
+from o2o_smooth.training.threads import set_threads
 
-__all__ = ["Diverged", "Run", "default_threads", "run"]
+__all__ = ["Diverged", "Run", "run"]
 
 ONLINE_EVALUATIONS = 1_000_000_000  # evaluation index of the switch; offline evaluations count updates from 0
 SHOW_EVERY = 64  # offline updates
 PARITY_S = 5.0  # that the check at the switch may take before it is given up for somebody who wants to stop
 STOP_S = 0.5  # about as long as a stretch of offline updates takes before somebody who wants to stop is heard
-SHARED_FLOPS = 1.5e7  # of a layer; below it two threads gain less than a third, and lose all of it where others compute
 
 
 def run(config: RunConfig[Any], progress: ProgressSink | None = None, *, name: str | None = None) -> Path:
@@ -80,22 +77,6 @@ def run(config: RunConfig[Any], progress: ProgressSink | None = None, *, name: s
     set_threads(config, len(config.seeds))
     home = Path(config.out) if config.out is not None else default_out(config)
     return going_on(lambda: Run(prepare(config, progress), progress, name).do(), home, config, progress)[0]
-
-
-def set_threads(config: RunConfig[Any], members: int) -> None:
-    """Give the learner the CPU threads that were asked for, or those that suit it."""
-    threads = config.threads or default_threads(config, members)
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
-def default_threads(config: RunConfig[Any], members: int | None = None) -> int | None:
-    """One thread where a layer's matmul is too small to share; None leaves torch's choice."""
-    width = max(config.hyper.hidden_dims)
-    actions = 3 * config.hyper.cql_actions if isinstance(config.hyper, CQLConfig) else 1
-    members = len(config.seeds) if members is None else members
-    flops = 2 * members * config.hyper.num_critics * config.batch_size * actions * width**2
-    return 1 if flops < SHARED_FLOPS else None
 
 
 class Run(Continued):

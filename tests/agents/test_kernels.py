@@ -8,8 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +21,12 @@ from o2o_smooth.agents import AGENTS, Agent, heads, stacked
 from o2o_smooth.agents.native_heads import native
 from o2o_smooth.agents.networks import MLP, Precision
 from o2o_smooth.agents.optimizer import MemberAdam
-from o2o_smooth.agents.pushed import soft_maximum
 from o2o_smooth.data.batch import Batch, as_batch
 from o2o_smooth.kernels import build, calls
-from o2o_smooth.kernels.cpu import HALF_WAYS, HalfWay, Workspace, half_way, library, unavailable
+from o2o_smooth.kernels.cpu import HalfWay, library
 from o2o_smooth.smoothing.objective import Mix
 from tests.agents.helpers import ACT, OBS
-
-needs_kernels = pytest.mark.skipif(unavailable() is not None, reason=f"no native kernels here: {unavailable()}")
-
-
-@contextmanager
-def plain() -> Iterator[None]:
-    """Leave the kernels out."""
-    before = stacked._ready
-    stacked._ready = False
-    try:
-        yield
-    finally:
-        stacked._ready = before
-
-
-@pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
+from tests.agents.stacks import needs_kernels, plain, rounded_stack, stack
 
 STACKS = [  # members, copies, rows, layer norm, hidden layers, outputs
     (1, 2, 256, False, (64, 64), 1),
@@ -60,17 +37,6 @@ STACKS = [  # members, copies, rows, layer norm, hidden layers, outputs
     (1, 1, 600, True, (32, 48), 1),
     (1, 3, 33, False, (24, 24), 2),
 ]
-
-
-def _stack(members: int, copies: int, layer_norm: bool, hidden: tuple[int, ...], out: int) -> MLP:
-    net = MLP(members, copies, 23, hidden, out, layer_norm=layer_norm)
-    for m in range(members):
-        net.initialise(m, torch.Generator().manual_seed(m))
-    generator = torch.Generator().manual_seed(9)
-    with torch.no_grad():
-        for p in (*net.gains, *net.shifts):
-            p.add_(torch.empty_like(p).uniform_(-0.5, 0.5, generator=generator))
-    return net
 
 
 def _pass(
@@ -102,7 +68,7 @@ def test_a_stack_has_the_outputs_and_gradients_of_plain_torch_in_float64(
     shape: tuple[Any, ...], frozen: bool, threads: int
 ) -> None:
     members, copies, rows, layer_norm, hidden, out = shape
-    net = _stack(members, copies, layer_norm, hidden, out)
+    net = stack(members, copies, layer_norm, hidden, out)
     for used in (None, 1) if frozen else (None,):
         single = _pass(net, rows, torch.float32, frozen=frozen, copies=used)
         exact = _pass(net, rows, torch.float64, frozen=frozen, copies=used)
@@ -115,7 +81,7 @@ def test_a_stack_has_the_outputs_and_gradients_of_plain_torch_in_float64(
 @pytest.mark.parametrize("shape", STACKS)
 def test_half_precision_is_as_near_to_float64_as_plain_torch_in_half_precision(shape: tuple[Any, ...]) -> None:
     members, copies, rows, layer_norm, hidden, out = shape
-    net = _stack(members, copies, layer_norm, hidden, out)
+    net = stack(members, copies, layer_norm, hidden, out)
     for frozen, used in ((False, None), (True, None), (True, 1)):
         ours = _pass(net, rows, torch.float32, frozen=frozen, copies=used, precision="bf16")
         exact = _pass(net, rows, torch.float64, frozen=frozen, copies=used)
@@ -127,19 +93,6 @@ def test_half_precision_is_as_near_to_float64_as_plain_torch_in_half_precision(s
             assert error < 2 * reference + 5e-3, (frozen, used, tuple(e.shape))
             assert error < 0.15
         assert any(float((a.double() - e).norm()) > 1e-4 * float(e.norm()) for a, e in zip(ours, exact, strict=True))
-
-
-@pytest.fixture(params=HALF_WAYS)
-def way(request: pytest.FixtureRequest) -> Iterator[HalfWay]:
-    """Every way to multiply bfloat16 that this processor and this torch have."""
-    wanted: HalfWay = request.param
-    if unavailable() is not None:
-        pytest.skip(f"no native kernels here: {unavailable()}")
-    lib, before = library(), HALF_WAYS.index(half_way())
-    if lib.o2o_half_way(HALF_WAYS.index(wanted)) != HALF_WAYS.index(wanted):
-        pytest.skip(f"this machine cannot multiply bfloat16 by {wanted}")
-    yield wanted
-    lib.o2o_half_way(before)
 
 
 PRODUCTS = [
@@ -188,41 +141,14 @@ def test_a_half_product_rounds_to_even_and_keeps_nan_and_infinity(way: HalfWay) 
         torch.testing.assert_close(c, matrix.bfloat16().float() @ identity, rtol=0, atol=0, equal_nan=True)
 
 
-class _Rounded(torch.autograd.Function):
-    """A product of matrices that are rounded to bfloat16, and so are the products of its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, *matrices: Tensor) -> Tensor:
-        ctx.save_for_backward(*matrices)
-        x, w = (m.bfloat16().to(m) for m in matrices)
-        return x @ w
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        x, w, d = (m.bfloat16().to(m) for m in (*ctx.saved_tensors, grads[0]))
-        return d @ w.mT, x.mT @ d
-
-
-def _rounded_stack(net: MLP, x: Tensor) -> Tensor:
-    function: Any = _Rounded
-    y, last = x.unsqueeze(1), len(net.weights) - 1
-    for i, (w, b) in enumerate(zip(net.weights, net.biases, strict=True)):
-        y = (function.apply(y.expand(-1, net.copies, -1, -1), w) if i < last else y @ w) + b
-        if i < last:
-            if net.layer_norm:
-                y = torch.nn.functional.layer_norm(y, y.shape[-1:]) * net.gains[i] + net.shifts[i]
-            y = y.relu()
-    return y
-
-
 @pytest.mark.parametrize("shape", STACKS)
 def test_a_stack_in_half_precision_is_a_float64_stack_with_rounded_products(
     way: HalfWay, shape: tuple[Any, ...]
 ) -> None:
     members, copies, rows, layer_norm, hidden, out = shape
-    net = _stack(members, copies, layer_norm, hidden, out)
+    net = stack(members, copies, layer_norm, hidden, out)
     ours = _pass(net, rows, torch.float32, frozen=False, copies=None, precision="bf16")
-    theirs = _pass(net, rows, torch.float64, frozen=False, copies=None, through=_rounded_stack)
+    theirs = _pass(net, rows, torch.float64, frozen=False, copies=None, through=rounded_stack)
     for a, b in zip(ours, theirs, strict=True):
         # a sum that float32 ends on the other side of a tie is another bfloat16 in the next layer
         assert float((a.double() - b).norm()) < 2e-4 * float(b.norm()), tuple(b.shape)
@@ -230,7 +156,7 @@ def test_a_stack_in_half_precision_is_a_float64_stack_with_rounded_products(
 
 @needs_kernels
 def test_rows_that_lie_apart_are_read_where_they_are() -> None:
-    net = _stack(2, 2, False, (16, 16), 1)
+    net = stack(2, 2, False, (16, 16), 1)
     wide = torch.randn(2, 40, 30, generator=torch.Generator().manual_seed(1))
     part = wide[..., 4:27]
     assert not part.is_contiguous()
@@ -243,7 +169,7 @@ def test_rows_that_lie_apart_are_read_where_they_are() -> None:
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_a_pass_that_no_cache_holds_is_that_of_its_parts(layer_norm: bool, precision: Precision) -> None:
     """Beyond 16 MiB activations pass by the caches; the same rows in two passes stay below."""
-    net = _stack(1, 2, layer_norm, (256, 248), 1)
+    net = stack(1, 2, layer_norm, (256, 248), 1)
     net.precision = precision
     rows = 4096 if layer_norm else 8192
     x = torch.randn(1, rows, 23, generator=torch.Generator().manual_seed(5))
@@ -259,7 +185,7 @@ def test_a_pass_that_no_cache_holds_is_that_of_its_parts(layer_norm: bool, preci
 
 @needs_kernels
 def test_nan_stays_nan() -> None:
-    net = _stack(1, 2, False, (16, 16), 1)
+    net = stack(1, 2, False, (16, 16), 1)
     x = torch.zeros(1, 4, 23)
     x[0, 2] = torch.nan
     with torch.no_grad():
@@ -276,138 +202,13 @@ def test_nan_stays_nan() -> None:
 @needs_kernels
 def test_two_passes_through_one_network_do_not_share_their_memory() -> None:
     """The second forward pass must not overwrite what the first one's backward pass needs."""
-    net = _stack(1, 1, False, (32, 32), 1)
+    net = stack(1, 1, False, (32, 32), 1)
     a, b = (torch.randn(1, 50, 23, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
     parameters = list(net.parameters())
     alone = [torch.autograd.grad(net(x).square().sum(), parameters) for x in (a, b)]
     together = torch.autograd.grad(net(a).square().sum() + net(b).square().sum(), parameters)
     for one, two, both in zip(*alone, together, strict=True):
         torch.testing.assert_close(one + two, both, rtol=1e-5, atol=1e-5)
-
-
-TRIED = [  # members, critics, states, actions, layer norm, hidden layers
-    (1, 2, 256, 30, False, (64, 64)),
-    (3, 2, 50, 6, True, (40, 24)),
-    (2, 1, 9, 300, True, (16,)),  # a state has more actions than a chunk has rows
-    (1, 3, 7, 3, False, (24, 16, 24)),
-    (1, 1, 65, 9, False, (600, 80)),  # sums longer than the half products pack at a time
-]
-
-
-def _tried(net: MLP, states: int, actions: int, *, bounded: bool) -> list[Tensor | None]:
-    """Observations, actions, log densities and bounds."""
-    generator = torch.Generator().manual_seed(5)
-    joined = torch.empty(net.members, states, 23).normal_(generator=generator)
-    action = torch.empty(net.members, actions, states, 6).uniform_(-1, 1, generator=generator)
-    log_density = torch.empty(net.members, actions, states).normal_(generator=generator)
-    bound = torch.empty(net.members, states).normal_(generator=generator) * 0.1 if bounded else None
-    return [joined[..., :17], action, log_density, bound]  # rows of observations lie apart
-
-
-def _soft_maximum(net: MLP, given: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor]:
-    """Value and gradients of the parameters."""
-    net = copy.deepcopy(net).to(dtype)
-    obs, action, log_density, bound = (x if x is None else x.to(dtype) for x in given)
-    assert obs is not None and action is not None and log_density is not None
-    above = torch.empty(net.members, net.copies).normal_(generator=torch.Generator().manual_seed(6)).to(dtype)
-    y = soft_maximum(net, obs, action, log_density, bound, action.shape[1] // 3)
-    return [y.detach(), *torch.autograd.grad((y * above).sum(), list(net.parameters()))]
-
-
-@needs_kernels
-@pytest.mark.parametrize("bounded", [False, True])
-@pytest.mark.parametrize("shape", TRIED)
-def test_a_soft_maximum_has_the_value_and_gradients_of_plain_torch_in_float64(
-    shape: tuple[Any, ...], bounded: bool, threads: int
-) -> None:
-    members, copies, states, actions, layer_norm, hidden = shape
-    net = _stack(members, copies, layer_norm, hidden, 1)
-    given = _tried(net, states, actions, bounded=bounded)
-    for a, b in zip(*(_soft_maximum(net, given, dtype) for dtype in (torch.float32, torch.float64)), strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=3e-6 * float(b.abs().max()))
-
-
-@pytest.mark.parametrize("shape", TRIED)
-def test_a_soft_maximum_in_half_precision_is_that_of_all_rows_at_once(way: HalfWay, shape: tuple[Any, ...]) -> None:
-    members, copies, states, actions, layer_norm, hidden = shape
-    net = _stack(members, copies, layer_norm, hidden, 1)
-    net.precision = "bf16"
-    given = _tried(net, states, actions, bounded=False)
-    ours = _soft_maximum(net, given, torch.float32)
-    obs, action, log_density, _ = given
-    assert obs is not None and action is not None and log_density is not None
-    above = torch.empty(members, copies).normal_(generator=torch.Generator().manual_seed(6))
-    wide = torch.cat([obs.unsqueeze(1).expand(-1, actions, -1, -1), action], -1).double().flatten(1, 2)
-    exact = copy.deepcopy(net).double()
-    q = _rounded_stack(exact, wide).view(members, copies, actions, states)
-    y = torch.logsumexp(q - log_density[:, None], 2).mean(-1)
-    theirs = [y.detach(), *torch.autograd.grad((y * above).sum(), list(exact.parameters()))]
-    for a, b in zip(ours, theirs, strict=True):
-        # Rounded before the gradient from above multiplies them, not after.
-        assert float((a.double() - b).norm()) < 4e-3 * float(b.norm()), tuple(b.shape)
-    single = copy.deepcopy(net)
-    single.precision = "fp32"
-    assert not torch.equal(_soft_maximum(single, given, torch.float32)[1], ours[1])
-
-
-@needs_kernels
-def test_a_soft_maximum_adds_to_what_an_update_has_deposited_and_needs_no_second_network() -> None:
-    net = _stack(2, 2, True, (24, 16), 1)
-    given = _tried(net, 40, 6, bounded=True)
-    obs, action, log_density, bound = given
-    assert obs is not None and action is not None and log_density is not None
-
-    def loss(net: MLP) -> Tensor:
-        q: Tensor = net(torch.cat([obs, action[:, 0]], -1))
-        return q.square().mean() + (3.0 * soft_maximum(net, obs, action, log_density, bound, 2)).sum()
-
-    apart = torch.autograd.grad(loss(net), list(net.parameters()))
-    for _ in range(2):  # the second time in memory that the first one has left
-        for p in net.parameters():
-            p.grad = None
-        net.depositing = True
-        loss(net).backward()  # type: ignore[no-untyped-call]
-        net.depositing = False
-        by_part = [p for part in net.parts for p in part]
-        known = {id(p): g for p, g in zip(net.parameters(), apart, strict=True)}
-        for p in by_part:
-            assert p.grad is not None
-            torch.testing.assert_close(p.grad, known[id(p)], rtol=1e-5, atol=1e-6)
-
-
-@needs_kernels
-def test_a_soft_maximum_shows_a_value_that_is_no_number_and_halves_a_tie() -> None:
-    net = _stack(1, 1, False, (8,), 1)
-    given = _tried(net, 5, 6, bounded=True)
-    obs, action, log_density, bound = given
-    assert obs is not None and action is not None and log_density is not None and bound is not None
-    for k, x in enumerate((action, log_density, bound)):
-        broken = [obs, action.clone(), log_density.clone(), bound.clone()]
-        (broken[k + 1] if x is not bound else broken[3]).view(-1)[-1] = torch.nan
-        value, *gradients = _soft_maximum(net, broken, torch.float32)
-        assert torch.isnan(value).all()
-        assert torch.isnan(gradients[0]).any()
-    with torch.no_grad():
-        for p in net.parameters():
-            p.zero_()
-        net.biases[-1].fill_(0.25)
-    bound.fill_(0.25)  # what every action is worth
-    for a, b in zip(*(_soft_maximum(net, given, dtype) for dtype in (torch.float32, torch.float64)), strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-7)
-
-
-@needs_kernels
-def test_a_soft_maximum_of_many_actions_takes_the_memory_of_few() -> None:
-    """Of the order of the parameters' gradients, not of rows times features."""
-    net = _stack(1, 2, False, (256, 256), 1)
-    sizes = []
-    for actions in (30, 240):
-        taken: list[int] = []
-        given = _tried(net, 256, actions, bounded=False)
-        with Workspace.kept_by(lambda memory, taken=taken: taken.append(memory.numel())):  # type: ignore[misc]
-            _soft_maximum(net, given, torch.float32)
-        sizes.append(sum(taken))
-    assert sizes[1] <= sizes[0] < 256 * 30 * 2 * 512
 
 
 def _heads() -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
@@ -671,7 +472,7 @@ def test_several_python_threads_may_use_the_kernels_at_once() -> None:
     """One of them gets the pool, the others work alone; the numbers are the same."""
     from concurrent.futures import ThreadPoolExecutor
 
-    nets = [_stack(1, 2, False, (64, 64), 1) for _ in range(4)]
+    nets = [stack(1, 2, False, (64, 64), 1) for _ in range(4)]
     x = torch.randn(1, 256, 23, generator=torch.Generator().manual_seed(0))
 
     def evaluate(net: MLP) -> list[Tensor]:

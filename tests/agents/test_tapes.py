@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 
 import gymnasium as gym
@@ -14,6 +16,7 @@ from o2o_smooth.agents import AGENTS, Agent
 from o2o_smooth.agents.iql import IQLObjective
 from o2o_smooth.agents.networks import Precision
 from o2o_smooth.agents.optimizer import MemberAdam
+from o2o_smooth.agents.pushed import soft_maximum
 from o2o_smooth.data.batch import Batch
 from o2o_smooth.draws import Draws
 from o2o_smooth.errors import DataError
@@ -404,3 +407,38 @@ def test_agents_are_freed_with_their_tapes() -> None:
     del agent
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("of", ["a stack", "a soft maximum"])
+def test_what_another_agent_holds_for_its_way_back_is_not_a_tape_s(of: str) -> None:
+    one, other = make_agent("cql"), make_agent("cql", members=1)
+    for u in range(4):
+        one.update(make_batch(u))
+    assert one._tapes.count() == 1
+    critic, rows = other.networks.critic, make_batch(9)
+    tried = torch.rand(1, 30, ROWS, ACTION, generator=torch.Generator().manual_seed(0))
+
+    def value() -> Tensor:
+        if of == "a stack":
+            q: Tensor = critic(torch.cat([rows.obs, rows.action], -1))
+            return q.square().mean()
+        return soft_maximum(critic, rows.obs, tried, torch.zeros(1, 30, ROWS)).sum()
+
+    parameters = list(critic.parameters())
+    wanted = torch.autograd.grad(value(), parameters)
+    held = value()
+    one.update(make_batch(5))
+    for a, b in zip(torch.autograd.grad(held, parameters), wanted, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_tape_does_not_wake_torch_s_compiler() -> None:
+    """Its import takes a second and 70 MB, with sympy."""
+    code = (
+        "import sys; from tests.agents.test_tapes import make_agent, make_batch\n"
+        "agent = make_agent('sac')\n"
+        "for u in range(4): agent.update(make_batch(u))\n"
+        "print(agent._tapes.count(), 'torch._dynamo' in sys.modules, 'sympy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "False", "False"]

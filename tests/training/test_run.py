@@ -20,7 +20,8 @@ from o2o_smooth.training.config import EvaluationConfig, RunConfig, SmoothingCon
 from o2o_smooth.training.learner import Learner
 from o2o_smooth.training.prepare import prepare
 from o2o_smooth.training.progress import Silent
-from o2o_smooth.training.run import Diverged, Run, default_threads, run
+from o2o_smooth.training.run import Diverged, Run, run
+from o2o_smooth.training.threads import default_threads
 
 EVALUATION_FIELDS = {
     "phase", "env_steps", "updates", "seed", "return_mean", "return_std", "episodes", "score", "length_mean", "success",
