@@ -149,22 +149,24 @@ class Workspace:
 
     def __init__(self, size: int, tensor: Tensor | None = None) -> None:
         self.size = size
-        self._pool: Pool | None = None
+        self._pool: Pool | None = None  # where it goes; nowhere if it is somebody else's
         if tensor is None:
-            keeper, self._pool = Workspace._keeper, _FREE
-            if keeper is not None and keeper.thread == get_ident():
-                self._pool = keeper.pool
-                tensor = _taken(keeper.pool, size)
+            keeper = Workspace._keeper
+            if keeper is not None and keeper.thread != get_ident():
+                keeper = None
+            pool = _FREE if keeper is None else keeper.pool
+            tensor = _taken(pool, size)
             if tensor is None:
                 tensor = _taken(_FREE, size)
             if tensor is None:
                 tensor = torch.empty(size, dtype=torch.float32)
-            if self._pool is not _FREE and keeper is not None:
+            if keeper is not None:
                 keeper.keep(tensor)
+            self._pool = pool
         self.tensor, self.pointer = tensor, tensor.data_ptr()
 
     def __del__(self) -> None:
-        if self._pool is None:  # somebody else's memory
+        if self._pool is None:
             return
         kept = self._pool.setdefault(self.size, [])
         if self._pool is not _FREE or len(kept) < 4:

@@ -366,7 +366,7 @@ def test_prediction_holds_for_every_agent(agent: str, seeds: int, rows: int, dat
     ("agent", "settings"),
     [
         ("iql", {"batch_size": 1024}),
-        ("iql", {"hyper": {"hidden_dims": [1024, 1024, 1024]}}),
+        ("iql", {"hyper": {"hidden_dims": [1024, 1024]}}),
         ("cql", {"hyper": {"hidden_dims": [256, 256, 256]}}),
         ("cql", {"batch_size": 512}),
         ("td3_bc", {"hyper": {"critic_layer_norm": True}, "num_envs": 8}),
