@@ -93,7 +93,8 @@ class MLP(nn.Module):
         """
         copies = copies or self.copies
         half = self.precision == "bf16"
-        if kernels_take(x) and kernels_take(self.parts[0][0]) and len(self.parts[0]) <= MAX_LAYERS:
+        known = kernels_take(x) and kernels_take(self.parts[0][0]) and len(self.parts[0]) <= MAX_LAYERS
+        if known and x.shape[1] > 0:
             return stacked_forward(self, x, frozen=frozen, copies=copies)
         groups = self.members * copies
         if copies > 1:

@@ -242,7 +242,10 @@ def test_a_soft_maximum_broadcasts_as_torch_does_and_bears_no_rows() -> None:
         with plain():
             torch.testing.assert_close(found, soft_maximum(net, obs, action, density, low, bounded))
     # As torch has it: of no rows there is no mean, and somebody has to act.
-    assert soft_maximum(net, obs[:, :0], action[:, :, :0], log_density[:, :, :0]).isnan().all()
+    empty = soft_maximum(net, obs[:, :0], action[:, :, :0], log_density[:, :, :0])
+    assert empty.isnan().all()
+    for gradient in torch.autograd.grad(empty.nan_to_num().sum(), list(net.parameters())):
+        assert not gradient.any()
     with pytest.raises(RuntimeError, match="0 elements"):
         soft_maximum(net, obs, action[:, :0], log_density[:, :0])
 
