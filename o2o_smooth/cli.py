@@ -82,6 +82,8 @@ at the top level or under their group: [hyper], [smoothing], [adaptive], [hygien
 [evaluation], [switch], [checkpoints], [environments],
 [faults].
 
+The options of [hyper] are the agent's own: o2o-smooth run --agent cql --help shows CQL's (--calibrated, ...).
+
 A run that was stopped or killed: o2o-smooth resume RUN."""
 
 
@@ -197,6 +199,11 @@ def _run(arguments: list[str]) -> int:
     from o2o_smooth.training.progress import show_progress
     from o2o_smooth.training.run import run
 
+    if not arguments:
+        return _fail(
+            "nothing says what to run: name a --task (o2o-smooth tasks lists them), a --pretrained run to go on from, "
+            "or a --config FILE.toml; o2o-smooth run --help shows all options, o2o-smooth demo is a whole example"
+        )
     config = parse_run(arguments)
     with show_progress() as progress:
         out = run(config, progress)

@@ -68,6 +68,7 @@ def test_flags_go_before_the_file_and_the_file_before_the_preset(tmp_path: Path)
         (["run", "--config"], "--config needs a value"),
         (["run", "--task", "Pendulum-v1", "--dataset", "nowhere.npz"], "nowhere.npz"),
         (["run", "--device", "tpu"], "device 'tpu'"),
+        (["run"], "nothing says what to run: name a --task"),
         (["rnu"], "did you mean run?"),
         (["compare", "nowhere"], "nowhere is not a run folder"),
         (["compare", "a", "--oot", "b"], "unknown option --oot"),

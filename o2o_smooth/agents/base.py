@@ -287,6 +287,11 @@ class Agent:
         with self.own_threads():
             return self._update(batch, online_batch, mix)
 
+    @property
+    def wants_returns(self) -> bool:
+        """Whether the offline objective needs `mc_return`."""
+        return False
+
     def own_threads(self) -> AbstractContextManager[None]:
         """Within it the native kernels have all of torch's threads, and torch has one; an update does so by itself.
 
@@ -307,6 +312,8 @@ class Agent:
         target = source if online_batch is None or online_batch is batch else self._as_rows(online_batch)
         mix = mix or self.pure
         plan, movement = self.plans(mix, updates=self.updates, one_batch=target is source, frozen=self.frozen)
+        if self.wants_returns and plan.offline and not isinstance(batch, Batch | Drawn):
+            self._check_returns(batch)
         readings = self._tapes.update(plan, source, target, mix)
         if readings is None:
             rows = gathered(source)
@@ -424,6 +431,13 @@ class Agent:
         self._check_sizes(members, rows, obs_dim, batch.action.shape[-1])
         return batch
 
+    def _check_returns(self, batch: Mapping[str, object]) -> None:
+        if "mc_return" not in batch:
+            raise DataError(
+                f"{self.name} is calibrated and needs the field mc_return (B,): the discounted return from each row to "
+                f"its episode's end. OfflineDataset.mc_returns computes it; calibrated=False does without"
+            )
+
     def _check_sizes(self, members: int, rows: int, obs_dim: int, action_dim: int) -> None:
         if not rows:
             raise DataError("the batch has no rows")
@@ -462,19 +476,39 @@ class Agent:
     # Keeping
 
     def save(self, path: str | Path) -> Path:
-        """Write networks, optimiser, normaliser and counters to a directory (safetensors and JSON), atomically."""
+        """Write networks, optimiser, normaliser and counters to a directory (safetensors and JSON), atomically.
+
+        An agent that was saved there before is replaced.
+
+        Raises:
+            CheckpointError: It cannot be written, or other files are there; they stay.
+        """
         from o2o_smooth.agents.storage import save_agent
 
         return save_agent(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, *, device: torch.device | str = "cpu", compile: bool = False) -> Self:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        compile: bool = False,
+        precision: Precision | None = None,
+    ) -> Self:
         """Read what `save` wrote; nothing in it is executed.
+
+        Args:
+            path: The directory.
+            device: Where the agent goes.
+            compile: See `Agent`.
+            precision: See `Agent`; default: the saved agent's.
 
         Raises:
             CheckpointError: The directory is absent, broken, or holds another kind of agent.
         """
         from o2o_smooth.agents.storage import load_agent
 
-        agent = load_agent(Path(path), device=device, compile=compile, expected=cls if cls is not Agent else None)
+        expected = cls if cls is not Agent else None
+        agent = load_agent(Path(path), device=device, compile=compile, precision=precision, expected=expected)
         return cast(Self, agent)

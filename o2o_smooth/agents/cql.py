@@ -133,6 +133,11 @@ class CQL(Agent):
     online_choices = ("sac", "td3", "same")
     config: CQLConfig
 
+    @property
+    def wants_returns(self) -> bool:
+        """Of the offline rows: what Cal-QL bounds the penalty with."""
+        return self.config.calibrated
+
     def _networks(self) -> dict[str, object]:
         return {
             "stochastic": True,

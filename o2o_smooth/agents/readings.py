@@ -27,6 +27,10 @@ class Readings(Mapping[str, Tensor]):
             return value.flatten(1).mean(1)
         return value.clone() if self.shared else value
 
+    def __repr__(self) -> str:
+        each = (f"{name}={[float(f'{x:.4g}') for x in self[name].tolist()]}" for name in self)
+        return f"Readings({', '.join(each)})"
+
     def settle(self) -> None:
         """Average now what would be averaged at reading: the memory is about to be used again."""
         self.raw, self.shared = {name: self[name] for name in self.raw}, False

@@ -38,12 +38,13 @@ OPTIONAL = ("target_actor.", "log_alpha")  # beginnings of the names of what an 
 def write_directory(path: Path, files: dict[str, Any]) -> Path:
     """Write JSON objects (`*.json`, or their text) and tensor dicts (`*.safetensors`) to `path`.
 
-    What was there is replaced at the end. Beside them stands `checksums.json`, with the SHA-256 of every file. All
-    of it is on the disk before it takes its place, so also a power cut leaves the old directory or the new one.
+    What was written there before is replaced at the end. Beside them stands `checksums.json`, with the SHA-256 of every
+    file. All of it is on the disk before it takes its place: a power cut leaves the old directory or the new one.
 
     Raises:
-        CheckpointError: The files cannot be written; what was at `path` is still there.
+        CheckpointError: The files cannot be written, or something else is at `path`; it is still there.
     """
+    _check_in_the_way(path, files)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -76,6 +77,27 @@ def write_directory(path: Path, files: dict[str, Any]) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return path
+
+
+def _check_in_the_way(path: Path, files: Mapping[str, object]) -> None:
+    """Refuse to replace anything but a directory of such files."""
+    cure = "choose another path, or move it away"
+    if path.is_symlink():
+        raise CheckpointError(f"{path} is a link to {path.readlink()}, which would be replaced; {cure}")
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is a file; {cure}")
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise CheckpointError(f"{path} is the current folder or one above it; give a folder's name")
+    known = {*files, CHECKSUMS, ".DS_Store"}
+    if (path / CHECKSUMS).is_file():
+        with contextlib.suppress(CheckpointError):  # a broken list
+            known.update(read_json(path / CHECKSUMS).get("files") or ())
+    foreign = sorted(found.name for found in path.iterdir() if found.name not in known)
+    if foreign:
+        named = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+        raise CheckpointError(f"{path} holds other files ({named}), which would be lost; {cure}")
 
 
 def verify_directory(path: Path, *, required: bool = False) -> None:
@@ -198,6 +220,7 @@ def agent_state(agent: Agent, members: Sequence[int] | None) -> tuple[dict[str, 
         "action_high": [float(x) for x in agent.action_high],
         "updates": agent.updates,
         "acts": agent.acts,
+        "precision": agent.precision,
     }
     if any(overrides):
         description["overrides"] = list(overrides)
@@ -221,7 +244,7 @@ def load_agent(
     *,
     device: torch.device | str = "cpu",
     compile: bool = False,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     expected: type[Agent] | None = None,
     online: str | None = None,
     config: AgentConfig | None = None,
@@ -234,7 +257,7 @@ def load_agent(
         path: The directory.
         device: Where the agent goes.
         compile: See `Agent`.
-        precision: See `Agent`.
+        precision: See `Agent`; default: the saved agent's.
         expected: Refuse another kind of agent.
         online: Another online objective than the saved one. Networks that only it needs start fresh: a target actor as
             a copy of the actor, a temperature at its configured start.
@@ -268,7 +291,12 @@ def load_agent(
                     description[key] = [description[key][m] for m in members]
             tensors = _pick(tensors, members)
         agent = _build(
-            description, config=config, overrides=overrides, device=device, compile=compile, precision=precision
+            description,
+            config=config,
+            overrides=overrides,
+            device=device,
+            compile=compile,
+            precision=precision or description.get("precision", "fp32"),
         )
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, O2OError) as error:
         raise CheckpointError(f"{path / 'agent.json'} does not describe an agent: {error!r}") from None

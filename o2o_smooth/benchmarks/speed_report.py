@@ -152,7 +152,8 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
     notes = [f"limit: the update's matrix products at the rate of a large one, {peaks}; an update moves all members"]
     if slices["filter"]:
         total = slices["kept"] + slices["dropped"]
-        notes.append(f"{slices['dropped']} of {total} slices dropped: other processes were running")
+        why = ": other processes were running" if slices["dropped"] else ""
+        notes.append(f"{slices['dropped']} of {total} slices dropped{why}")
         if any(row["contended"] for row in every):
             notes.append("~ no slice was undisturbed; the least disturbed third is shown. Try again on an idle machine")
     else:

@@ -224,13 +224,20 @@ def as_batch(
     Raises:
         DataError: A field is missing, unknown, or of a shape that does not fit.
     """
+    if not isinstance(arrays, Mapping):
+        raise DataError(f"a batch is a dict of arrays ({', '.join(Batch._fields[:5])}), got {type(arrays).__name__}")
     fields: dict[str, torch.Tensor] = {}
     for key, value in arrays.items():
         name = _ALIASES.get(key, key)
         if name not in Batch._fields:
             hint = "; give terminated and truncated apart" if name in ("done", "dones", "terminals") else ""
             raise DataError(f"a batch has no field '{key}'{hint}; it has {', '.join(Batch._fields)}")
-        fields[name] = torch.as_tensor(value, dtype=dtype, device=device)
+        try:
+            fields[name] = torch.as_tensor(value, dtype=dtype, device=device)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{key} holds no numbers: {str(error).splitlines()[0]}") from None
+        if name in ("terminated", "truncated") and ((fields[name] < 0) | (fields[name] > 1)).any():
+            raise DataError(f"{key} holds values outside of 0 to 1; it says whether an episode ended with the row")
         if name != "mc_return" and not torch.isfinite(fields[name]).all():
             raise DataError(f"{key} holds NaN or infinity, which would spoil the networks for good; repair the rows")
     missing = [name for name in Batch._fields if name not in fields and name not in _OPTIONAL]
@@ -248,9 +255,12 @@ def as_batch(
     for name, value in zip(Batch._fields, batch, strict=True):
         want = 3 if name in ("obs", "action", "next_obs") else 2
         if value.dim() != want or value.shape[:2] != expected_rows:
+            given = tuple(value.shape[1:] if obs.dim() == 2 else value.shape)
+            shape = ("M", "B", "features")[obs.dim() == 2 : want]
+            cure = f"; give {name}[..., 0]" if value.dim() == want + 1 == 3 and given[-1] == 1 else ""
             raise DataError(
-                f"{name} has shape {tuple(value.shape)}, which does not fit obs of shape {tuple(batch.obs.shape)}; "
-                f"expected {want - 1} axes per member"
+                f"{name} has shape {given}, which does not fit obs of shape {tuple(obs.shape)}; expected "
+                f"({', '.join(shape)}{',' if len(shape) == 1 else ''}){cure}"
             )
     if batch.next_obs.shape != batch.obs.shape:
         raise DataError(f"next_obs has shape {tuple(batch.next_obs.shape)}, obs {tuple(batch.obs.shape)}")

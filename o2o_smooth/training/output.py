@@ -161,6 +161,10 @@ class Output:
         own = evaluation.of(self.positions(phase))
         for row in self._rows(own, phase, env_steps, updates):
             self.tracker.evaluation(row)
+        self._remember(own)
+
+    def _remember(self, own: Evaluation) -> None:
+        """What stands beside the progress."""
         scores = self.prepared.task.score(own.returns)
         unit, mean = ("return", own.returns.mean()) if scores is None else ("score", scores.mean())
         data = self.manifest["score"][f"behaviour_{unit}"]
@@ -181,6 +185,7 @@ class Output:
     def record(self, evaluation: Evaluation, updates: int, rates: Rates) -> SwitchRecord:
         """What the evaluation at the switch says of the run's members; `rates`: of learning, when pretraining began."""
         own = evaluation.of(self.positions("switch"))
+        self._remember(own)
         prepared, config = self.prepared, self.config
         return SwitchRecord(
             task=prepared.task.id,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, TextIO, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -98,10 +100,38 @@ class Plain:
         self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
+class Lossy:
+    """A stream whose reader may go away (a closed terminal, `| head`), after which what is written is lost.
+
+    Progress is no reason to lose a run.
+
+    Args:
+        stream: Where it goes.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, if somebody reads."""
+        with contextlib.suppress(OSError, ValueError):  # gone, or closed
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if somebody reads."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextmanager
 def show_progress(console: Console | None = None) -> Iterator[ProgressSink]:
     """A display for the length of a `with` block, on standard error."""
-    console = console or Console(stderr=True, emoji=False)
+    stream = cast("TextIO", Lossy(sys.stderr))
+    console = console or Console(file=stream, emoji=False)
     if not console.is_terminal:
         yield Plain(console)
         return

@@ -16,7 +16,7 @@ from o2o_smooth.smoothing.rules import rule_name
 from o2o_smooth.stability.arms import Arm, find_twins, group_curves, role_of
 from o2o_smooth.stability.curves import Curve, read_curves
 from o2o_smooth.stability.signals import SignalLines, read_signals
-from o2o_smooth.training.config import RunConfig
+from o2o_smooth.training.config import RunConfig, SmoothingConfig
 from o2o_smooth.training.config_hygiene import TREATMENTS
 from o2o_smooth.training.pictures import read_checked
 from o2o_smooth.training.ramps import COMPONENT_SCHEDULES, ramp_length
@@ -223,5 +223,8 @@ def _add_controls(runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
     folder, manifest = runs[0]
     config = manifest["config"]
     checkpoint = config.get("pretrained") or str(folder)
-    schedule = config["smoothing"]["schedule"]
-    return f"o2o-smooth fork {checkpoint} --arm {schedule} --controls --online-steps {config['online_steps']}"
+    smoothing, usual = config["smoothing"], asdict(SmoothingConfig())
+    own = {k: v for k, v in smoothing.items() if k in usual and v != usual[k] and isinstance(v, str | int | float)}
+    own.pop("schedule", None)
+    arm = ",".join([smoothing["schedule"], *(f"{name.replace('_', '-')}={str(v).lower()}" for name, v in own.items())])
+    return f"o2o-smooth fork {checkpoint} --arm {arm} --controls --online-steps {config['online_steps']}"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from o2o_smooth.agents import AGENTS, CQL, IQL, TD3BC, Agent, AgentConfig, IQLConfig, TD3BCConfig, load_agent
+from o2o_smooth.agents import AGENTS, CQL, IQL, TD3BC, Agent, AgentConfig, CQLConfig, IQLConfig, TD3BCConfig, load_agent
 from o2o_smooth.errors import CheckpointError, ConfigError, DataError, EnvError
 from o2o_smooth.smoothing.objective import COMPONENTS, Mix
 from tests.agents.helpers import ACT, OBS, make_agent, three_rows
@@ -89,6 +89,47 @@ def test_saving_replaces_the_old_agent_whole_and_leaves_nothing_else(tmp_path: P
         "agent.json", "agent.safetensors", "checksums.json",
     ]  # fmt: skip
     assert IQL.load(tmp_path / "agent").updates == 1
+
+
+def test_saving_replaces_nothing_but_an_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, mine = make_agent("iql"), tmp_path / "results"
+    (mine / "sub").mkdir(parents=True)
+    (mine / "paper.tex").write_text("years of work")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(mine)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(mine / "sub")
+    for path, text in (
+        (mine, "current folder or one above it"),
+        (Path(), "current folder"),
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "link", "is a link"),
+    ):
+        with pytest.raises(CheckpointError, match=text):
+            agent.save(path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"holds other files \(paper.tex, sub\), which would be lost; choose another"
+    ):
+        agent.save(mine)
+    assert (mine / "paper.tex").read_text() == "years of work"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "file", "link", "results"]
+    agent.save(tmp_path / "empty")
+    (tmp_path / "empty" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"other files \(notes.txt\)"):
+        agent.save(tmp_path / "empty")
+    assert IQL.load(tmp_path / "empty").updates == 0
+
+
+def test_precision_is_saved_and_can_be_another_one(tmp_path: Path) -> None:
+    IQL(OBS, ACT, IQLConfig(hidden_dims=(8,)), precision="bf16").save(tmp_path / "agent")
+    assert IQL.load(tmp_path / "agent").precision == "bf16"
+    assert IQL.load(tmp_path / "agent", precision="fp32").precision == "fp32"
+    description = json.loads((tmp_path / "agent" / "agent.json").read_text())
+    del description["precision"]  # as older versions wrote it
+    (tmp_path / "agent" / "agent.json").write_text(json.dumps(description))
+    (tmp_path / "agent" / "checksums.json").unlink()
+    assert IQL.load(tmp_path / "agent").precision == "fp32"
 
 
 def test_failed_save_keeps_the_old_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,10 +278,32 @@ def test_plain_arrays_train_without_our_buffers() -> None:
         agent.update({**rows, "dones": np.zeros(16)})
     with pytest.raises(DataError, match="lacks terminated"):
         agent.update({k: v for k, v in rows.items() if k != "terminated"})
-    with pytest.raises(DataError, match="reward has shape"):
+    with pytest.raises(DataError, match=r"a batch is a dict of arrays .*, got list"):
+        agent.update([1, 2])  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="rewards holds no numbers"):
+        agent.update({**rows, "rewards": np.array(["a"] * 16)})
+    with pytest.raises(DataError, match="terminated holds values outside of 0 to 1"):
+        agent.update({**rows, "terminated": np.full(16, 2.0)})
+    with pytest.raises(DataError, match=r"reward has shape \(16, 1\), .* expected \(B,\); give reward\[..., 0\]"):
         agent.update({**rows, "rewards": np.zeros((16, 1))})  # would broadcast to (16, 16)
     with pytest.raises(DataError, match="built for 3 and 2"):
         agent.update({**rows, "observations": np.zeros((16, 4)), "next_observations": np.zeros((16, 4))})
+
+
+def test_a_calibrated_agent_asks_for_returns() -> None:
+    agent = CQL(OBS, ACT, CQLConfig(hidden_dims=(8,), calibrated=True))
+    rows = {name: value[0].numpy() for name, value in three_rows(1)._asdict().items() if name != "mc_return"}
+    with pytest.raises(DataError, match="needs the field mc_return"):
+        agent.update(rows)
+    agent.update({**rows, "mc_return": np.zeros(3)})
+    agent.update(rows, mix=Mix.uniform(1.0, 1))  # SAC alone, which does not look at it
+
+
+def test_what_an_update_reports_can_be_read_at_the_prompt() -> None:
+    agent = IQL(OBS, ACT, IQLConfig(hidden_dims=(8,)))
+    said = agent.update({name: value[0].numpy() for name, value in three_rows(1)._asdict().items()})
+    loss = said["critic/loss"].item()
+    assert f"critic/loss=[{float(f'{loss:.4g}')}]" in repr(said)
 
 
 def test_misuse_of_update_and_presets_is_refused() -> None:

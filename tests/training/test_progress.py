@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,3 +39,18 @@ def test_no_console_of_ours_makes_emoji_of_what_it_prints() -> None:
     made = [(path, call) for path in root.rglob("*.py") for call in re.findall(r"\bConsole\(.*?\)", path.read_text())]
     assert len(made) > 10
     assert [(path, call) for path, call in made if "emoji=False" not in call] == []
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "o2o_smooth", "run", "--task", "Pendulum-v1", "--agent", "sac", "--seeds", "0"]
+    command += ["--offline-updates", "0", "--online-steps", "300", "--schedule", "jump", "--regime", "discard"]
+    command += ["--hidden-dims", "8", "--eval-episodes", "1", "--switch-episodes", "1", "--no-audit", "--out", "run"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, bufsize=0
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.read(1)
+        process.stderr.close()
+        process.wait()
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert (process.returncode, manifest["status"]) == (0, "completed")

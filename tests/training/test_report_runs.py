@@ -16,7 +16,8 @@ from o2o_smooth.smoothing.rules import ADAPTIVE_NAMES, make_rule
 from o2o_smooth.smoothing.schedules import Schedule
 from o2o_smooth.stability.comparison import choose_baseline
 from o2o_smooth.stability.signal_names import by_question, signal_title
-from o2o_smooth.training.config import RunConfig
+from o2o_smooth.training.config import RunConfig, default_config
+from o2o_smooth.training.forking import parse_arm
 from o2o_smooth.training.ramps import ramp_length
 from o2o_smooth.training.report_runs import read_runs
 from o2o_smooth.training.tracking.dashboard import SECTIONS
@@ -278,5 +279,14 @@ def test_the_command_that_adds_controls_names_the_checkpoint(tmp_path: Path) -> 
     assert read_runs([(None, fork)]).add_controls == (
         "o2o-smooth fork runs/base --arm linear:300 --controls --online-steps 1000"
     )
+    other = made(tmp_path / "c", pretrained="runs/base", schedule="linear")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["config"]["smoothing"] |= {"ramp_steps": 500, "regime": "mixed", "actor_schedule": "cosine:100"}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    command = read_runs([(None, other)]).add_controls.split()
+    arm = parse_arm(command[command.index("--arm") + 1], default_config("Pendulum-v1", "iql", "other"))
+    smoothing = arm.config.smoothing
+    assert (smoothing.schedule, smoothing.ramp_steps, smoothing.regime) == ("linear", 500, "mixed")
+    assert smoothing.actor_schedule == "cosine:100"
     own = made(tmp_path / "b", schedule="jump")
     assert f"fork {own} --arm jump" in read_runs([(None, own)]).add_controls
