@@ -435,7 +435,7 @@ class Agent:
         if "mc_return" not in batch:
             raise DataError(
                 f"{self.name} is calibrated and needs the field mc_return (B,): the discounted return from each row to "
-                f"its episode's end. OfflineDataset.mc_returns computes it; calibrated=False does without"
+                f"its episode's end. Transitions.mc_returns computes it; calibrated=False does without"
             )
 
     def _check_sizes(self, members: int, rows: int, obs_dim: int, action_dim: int) -> None:
