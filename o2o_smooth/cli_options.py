@@ -92,10 +92,12 @@ def _one_line(box: str, prog: str, default: Any) -> str:
     titled = not box.lstrip().startswith("╭") and len(filled) > 1
     text = re.sub(r"\s+", " ", filled[1 if titled else 0]).rstrip(". ")
     text = re.sub(r"^Error parsing [A-Za-z_]+: ", "", text)  # a setting that its own check refused
+    text = re.sub(r"invalid literal for int\(\) with base 10: ('.*?')", r"\1 is no whole number", text)
     unknown = re.match(r"Unrecognized options: (\S+)", text)
     if unknown:
-        close = difflib.get_close_matches(unknown[1].rstrip(","), _flags(default), n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        names = [flag.removeprefix("--") for flag in _flags(default)]  # whose dashes are like any other's
+        close = difflib.get_close_matches(unknown[1].rstrip(",").removeprefix("--"), names, n=1)
+        hint = f" (did you mean --{close[0]}?)" if close else ""
         text = f"unknown option {unknown[1].rstrip(',')}{hint}"
     return f"{text}; {prog} --help shows every option"
 

@@ -61,6 +61,8 @@ def test_flags_go_before_the_file_and_the_file_before_the_preset(tmp_path: Path)
         (["run", "--agent", "cql", "--expectile", "0.7"], "unknown option --expectile"),
         (["run", "--schedule", "lineer"], "there is no curve 'lineer'"),
         (["run", "--ramp-steps", "many"], "--ramp-steps"),
+        (["run", "--online-steps", "1e3"], "'1e3' is no whole number"),
+        (["run", "--members", "4"], "unknown option --members; o2o-smooth run --help"),
         (["run", "--seeds", "1", "1"], "seeds must be distinct"),
         (["run", "--task", "CartPole-v1", "--offline-updates", "0"], "Discrete(2)"),
         (["run", "--pretrained", "nowhere"], "nowhere holds no checkpoint"),

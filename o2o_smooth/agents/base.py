@@ -45,6 +45,7 @@ from o2o_smooth.agents.spaces import check_spaces
 from o2o_smooth.agents.stacked import kernels_take
 from o2o_smooth.agents.taped import Tapes
 from o2o_smooth.data.batch import Batch, Drawn, as_batch, gathered
+from o2o_smooth.devices import find_device
 from o2o_smooth.draws import make_draws
 from o2o_smooth.errors import ConfigError, DataError
 from o2o_smooth.kernels.cpu import all_threads
@@ -116,7 +117,7 @@ class Agent:
         self.obs_dim, self.action_dim, self.members = obs_dim, len(low), len(seeds)
         self.action_low, self.action_high = low, high
         self.seeds = tuple(int(s) for s in seeds)
-        self.device = torch.device(device)
+        self.device = find_device(device) if isinstance(device, str) else device
         self.config, self.overrides = settle(self.config, overrides, self.members, self.action_dim)
         self.settings = Settings(self.config, self.overrides, self.device)
         self.networks = self._build_networks().to(self.device)

@@ -279,8 +279,8 @@ def paired_note(rows: Sequence[Mapping[str, Any]]) -> str:
     found = [row[name] for row in rows for name in ("dip", "dip_area", "final") if row["n"] > 1]
     if found:
         holds = min(one.confidence for one in found)
-        few = "" if holds >= _CONFIDENCE else f", of which so few seeds allow {100 * holds:.4g} % only"
-        note += f" [{100 * _CONFIDENCE:.4g} % interval{few}]"
+        few = "" if holds >= _CONFIDENCE else ": so few seeds allow no more"
+        note += f" [{100 * min(holds, _CONFIDENCE):.4g} % interval{few}]"
     note += "."
     again = next((row for row in rows if row["arm"].endswith(AGAIN)), None)
     if again is not None:

@@ -24,6 +24,8 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     Raises:
         O2OError: It is absent or broken.
     """
+    if not run_dir.exists():
+        raise O2OError(f"{run_dir} is not a run folder: there is no folder of that name")
     try:
         return read_json(run_dir / "manifest.json", root=run_dir)
     except (OSError, ValueError) as error:

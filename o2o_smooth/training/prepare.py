@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from o2o_smooth.agents import AGENTS, Agent
 from o2o_smooth.data.dataset import Dataset, check_fits
@@ -17,6 +16,7 @@ from o2o_smooth.data.extent import Extent, extent
 from o2o_smooth.data.holdout import Holdout, choose_holdout
 from o2o_smooth.data.normalize import RewardMap
 from o2o_smooth.data.sources import load_dataset
+from o2o_smooth.devices import find_device
 from o2o_smooth.envs import Task, check_vectorizer, find_task, make_env
 from o2o_smooth.errors import CheckpointError, ConfigError
 from o2o_smooth.smoothing import COMPONENTS, SmoothingController
@@ -109,7 +109,7 @@ def prepare_population(
             raise ConfigError(f"two runs would write to {out}; give each an --out of its own")
     config = configs[0]
     members = make_members(configs)
-    device = _device(config.device)
+    device = find_device(config.device)
     task = find_task(config.task)
     if config.online_steps > 0:
         check_vectorizer(task, config.vectorizer)
@@ -320,15 +320,3 @@ def _check_fork(config: RunConfig[Any], agent: Agent, record: SwitchRecord, task
 
 def _width(space: Any) -> int:
     return int(space.shape[0])
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"there is no device '{name}'; use cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device '{name}' is not supported; use cpu, cuda or cuda:N")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ConfigError(f"device '{name}' is not there: torch sees {torch.cuda.device_count()} CUDA devices")
-    return device

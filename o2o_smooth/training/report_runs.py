@@ -225,6 +225,8 @@ def _add_controls(runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
     checkpoint = config.get("pretrained") or str(folder)
     smoothing, usual = config["smoothing"], asdict(SmoothingConfig())
     own = {k: v for k, v in smoothing.items() if k in usual and v != usual[k] and isinstance(v, str | int | float)}
-    own.pop("schedule", None)
-    arm = ",".join([smoothing["schedule"], *(f"{name.replace('_', '-')}={str(v).lower()}" for name, v in own.items())])
+    schedule = str(own.pop("schedule", smoothing["schedule"]))
+    if (":" in schedule or schedule in ("jump", "stay")) and not any(own.get(part) for part in COMPONENT_SCHEDULES):
+        own.pop("ramp_steps", None)  # it has a length of its own, or none
+    arm = ",".join([schedule, *(f"{name.replace('_', '-')}={str(v).lower()}" for name, v in own.items())])
     return f"o2o-smooth fork {checkpoint} --arm {arm} --controls --online-steps {config['online_steps']}"

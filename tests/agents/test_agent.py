@@ -319,6 +319,12 @@ def test_misuse_of_update_and_presets_is_refused() -> None:
         IQLConfig.preset("antmazee")
 
 
+def test_devices_that_are_not_there_are_refused_in_words() -> None:
+    for name, text in (("gpu", "there is no device 'gpu'; use cpu"), ("cuda:99", "torch sees .* CUDA devices")):
+        with pytest.raises(ConfigError, match=text):
+            IQL(OBS, ACT, IQLConfig(hidden_dims=(8,)), device=name)
+
+
 def test_unsupported_spaces_are_refused_in_words() -> None:
     inf = gym.spaces.Box(-np.inf, np.inf, (2,))
     cases: list[tuple[gym.Space[object], gym.Space[object], str]] = [

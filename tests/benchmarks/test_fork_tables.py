@@ -45,7 +45,7 @@ def test_differences_have_the_reports_interval() -> None:
 def test_few_seeds_say_what_their_interval_holds() -> None:
     rows = paired_rows(arms(3))
     assert rows[0]["dip"].confidence == 0.75
-    assert "[95 % interval, of which so few seeds allow 75 % only]" in paired_note(rows)
+    assert "[75 % interval: so few seeds allow no more]" in paired_note(rows)
 
 
 def test_one_seed_has_no_interval_and_no_seed_no_difference() -> None:
