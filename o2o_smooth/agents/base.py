@@ -35,6 +35,7 @@ from o2o_smooth.agents.blending import (
 )
 from o2o_smooth.agents.compiling import begin_headers, compile_step
 from o2o_smooth.agents.config import AgentConfig
+from o2o_smooth.agents.devices import find_device
 from o2o_smooth.agents.mirror import Mirror
 from o2o_smooth.agents.networks import PRECISIONS, Networks, Precision
 from o2o_smooth.agents.optimizer import Mask, MemberAdam
@@ -45,7 +46,6 @@ from o2o_smooth.agents.spaces import check_spaces
 from o2o_smooth.agents.stacked import kernels_take
 from o2o_smooth.agents.taped import Tapes
 from o2o_smooth.data.batch import Batch, Drawn, as_batch, gathered
-from o2o_smooth.devices import find_device
 from o2o_smooth.draws import make_draws
 from o2o_smooth.errors import ConfigError, DataError
 from o2o_smooth.kernels.cpu import all_threads

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from o2o_smooth.agents import AGENTS, Agent
+from o2o_smooth.agents.devices import find_device
 from o2o_smooth.data.dataset import Dataset, check_fits
 from o2o_smooth.data.extent import Extent, extent
 from o2o_smooth.data.holdout import Holdout, choose_holdout
 from o2o_smooth.data.normalize import RewardMap
 from o2o_smooth.data.sources import load_dataset
-from o2o_smooth.devices import find_device
 from o2o_smooth.envs import Task, check_vectorizer, find_task, make_env
 from o2o_smooth.errors import CheckpointError, ConfigError
 from o2o_smooth.smoothing import COMPONENTS, SmoothingController
